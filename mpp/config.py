@@ -1,0 +1,270 @@
+"""YAML files and ``key=value`` overrides become validated, frozen dataclasses.
+
+A stage declares its settings as a class decorated with :func:`config`; every field has a default (or is
+required) and a ``description`` with its unit. :func:`parse` reads the command line of a stage:
+
+    --config FILE     YAML, repeatable, later files win
+    key.sub=value     override; the value is YAML; wins over files
+    --print-config    print the resolved settings as YAML and stop
+    --help            print every key with type, default and description and stop
+
+A field whose type is a union of classes with a ``kind`` is a choice: giving another ``kind`` replaces the
+whole choice, giving other keys changes the chosen one.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, dataclass_transform
+
+import pydantic
+import yaml
+
+from mpp.errors import ConfigError
+
+T = TypeVar("T")
+Tree = dict[str, Any]
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(pydantic.Field,))
+def config(cls: type[T]) -> type[T]:
+    """Make ``cls`` a frozen keyword-only dataclass whose fields pydantic validates; unknown keys are errors."""
+    settings = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
+    make: Callable[[type[T]], type[T]] = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=settings)
+    return make(cls)
+
+
+def parse(cls: type[T], argv: Sequence[str], *, prog: str, about: str, positional: Sequence[str] = ()) -> T:
+    """Resolve a command line into ``cls``.
+
+    ``positional`` names the keys that bare words fill, in order. Raises ``ConfigError`` with every mistake at
+    once, and ``SystemExit(0)`` after ``--help`` or ``--print-config``.
+    """
+    words, files, overrides, flags = list(argv), [], [], set()
+    free = list(positional)
+    while words:
+        word = words.pop(0)
+        if word in ("-h", "--help"):
+            print(describe(cls, prog=prog, about=about, positional=positional))
+            raise SystemExit(0)
+        if word == "--print-config":
+            flags.add(word)
+        elif word == "--config" or word.startswith("--config="):
+            files.append(word.partition("=")[2] or (words.pop(0) if words else ""))
+        elif word.startswith("-"):
+            raise ConfigError(f"{prog}: unknown option {word}", fix=f"{prog} --help")
+        elif "=" in word and not ("/" in word.partition("=")[0]):
+            overrides.append(word)
+        elif free:
+            overrides.append(f"{free.pop(0)}={yaml.safe_dump(word, width=10**6).splitlines()[0]}")
+        else:
+            raise ConfigError(f"{prog}: unexpected argument {word!r}; settings are written key=value", fix=f"{prog} --help")
+    tree: Tree = {}
+    for file in files:
+        tree = merge(tree, read_yaml(Path(file)))
+    for override in overrides:
+        tree = merge(tree, _parse_override(override))
+    resolved = resolve(cls, tree, where=prog)
+    if "--print-config" in flags:
+        print(yaml.safe_dump(dump(resolved), sort_keys=False), end="")
+        raise SystemExit(0)
+    return resolved
+
+
+def resolve(cls: type[T], tree: Mapping[str, Any], *, where: str = "config") -> T:
+    """Validate a tree of plain values into ``cls``; raise ``ConfigError`` listing every mistake on its own line."""
+    try:
+        return pydantic.TypeAdapter(cls).validate_python(_with_default_kinds(cls, dict(tree)))
+    except pydantic.ValidationError as error:
+        lines = [_explain(cls, detail) for detail in error.errors()]
+    raise ConfigError(f"{where}: {len(lines)} setting(s) cannot be used\n" + "\n".join(f"  {line}" for line in lines))
+
+
+def dump(resolved: Any) -> Tree:
+    """Return a config as a tree of plain YAML values, every default written out."""
+    tree: Tree = pydantic.TypeAdapter(type(resolved)).dump_python(resolved, mode="json")
+    return tree
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
+    """Lay ``over`` on ``base``, mapping by mapping; a mapping of another ``kind`` replaces instead."""
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        both_trees = isinstance(old, Mapping) and isinstance(value, Mapping)
+        another = both_trees and "kind" in old and "kind" in value and old["kind"] != value["kind"]
+        result[key] = merge(old, value) if both_trees and not another else value
+    return result
+
+
+def read_yaml(file: Path) -> Tree:
+    """Read one YAML mapping; raise ``ConfigError`` for anything else (tags, aliases, lists, no such file)."""
+    try:
+        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_PlainLoader)
+    except OSError as error:
+        raise ConfigError(f"--config {file}: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {file} is not plain YAML: {' '.join(str(error).split())}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"--config {file} holds a {type(tree).__name__}, expected a mapping of settings")
+    return tree
+
+
+def describe(cls: type, *, prog: str, about: str, positional: Sequence[str] = ()) -> str:
+    """Return the help page: usage, then every key with its type, default and description."""
+    words = " ".join(name.upper() for name in positional)
+    lines = [f"usage: {prog} {words}{' ' if words else ''}[--config FILE ...] [--print-config] [key=value ...]", ""]
+    lines += [about.strip(), "", "settings (key: type = default):"]
+    for key, kind, default, text in _settings(cls, ""):
+        lines.append(f"  {key}: {kind}{'' if default is None else f' = {default}'}")
+        if text:
+            lines.append(f"      {text}")
+    return "\n".join(lines)
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without tags that build objects and without aliases (which can grow without bound)."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed")
+        return super().compose_node(parent, index)
+
+
+def _parse_override(word: str) -> Tree:
+    key, _, text = word.partition("=")
+    try:
+        value: Any = yaml.load(text, Loader=_PlainLoader) if text else ""
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{word}: the value is not plain YAML: {' '.join(str(error).split())}") from None
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return typing.cast(Tree, value)
+
+
+def _choices(annotation: Any) -> list[type]:
+    """Return the config classes that ``annotation`` allows: one, several (a choice), or none (a plain value)."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _choices(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return [cls for part in typing.get_args(annotation) for cls in _choices(part)]
+    return [annotation] if isinstance(annotation, type) and dataclasses.is_dataclass(annotation) else []
+
+
+def _chosen(annotation: Any, kind: Any) -> type | None:
+    choices = _choices(annotation)
+    if len(choices) == 1:
+        return choices[0]
+    return next((cls for cls in choices if _default(_fields(cls).get("kind")) == kind), None)
+
+
+def _fields(cls: type) -> dict[str, dataclasses.Field[Any]]:
+    return {field.name: field for field in dataclasses.fields(cls)}
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)
+
+
+def _default(field: dataclasses.Field[Any] | None) -> Any:
+    """Return the default of a field, ``dataclasses.MISSING`` where it is required."""
+    if field is None:
+        return dataclasses.MISSING
+    default = field.default
+    if isinstance(default, pydantic.fields.FieldInfo):
+        default = default.get_default(call_default_factory=True, validated_data={})
+        if default is pydantic.fields.PydanticUndefined:
+            return dataclasses.MISSING
+    return default
+
+
+def _with_default_kinds(cls: type, tree: Tree) -> Tree:
+    """Write the default ``kind`` into every choice that the tree changes without naming one."""
+    result, hints = dict(tree), _hints(cls)
+    for name, field in _fields(cls).items():
+        value = result.get(name)
+        if not isinstance(value, Mapping) or not _choices(hints[name]):
+            continue
+        default_kind = getattr(_default(field), "kind", None)
+        if "kind" not in value and default_kind is not None and len(_choices(hints[name])) > 1:
+            value = {"kind": default_kind, **value}
+        chosen = _chosen(hints[name], value.get("kind"))
+        result[name] = _with_default_kinds(chosen, dict(value)) if chosen else dict(value)
+    return result
+
+
+def _explain(cls: type, detail: Any) -> str:
+    """Turn one pydantic error into ``key: what is wrong``, with the nearest key for an unknown one."""
+    names, owner, prefix = [], cls, ""
+    for part in detail["loc"]:
+        fields = _fields(owner) if dataclasses.is_dataclass(owner) else {}
+        if part in fields:
+            choices = _choices(_hints(owner)[str(part)])
+            prefix, owner = f"{prefix}{part}.", (choices[0] if len(choices) == 1 else _Choice(choices))  # type: ignore[assignment]
+        elif isinstance(owner, _Choice):
+            owner = owner.of(part) or owner
+            continue
+        names.append(str(part))
+    key = ".".join(names)
+    if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        known = list(_fields(owner)) if dataclasses.is_dataclass(owner) else []
+        near = difflib.get_close_matches(names[-1], known, n=1, cutoff=0.5)
+        return f"{key}: unknown key; " + (f"did you mean {'.'.join([*names[:-1], near[0]])}?" if near else f"known: {', '.join(known)}")
+    if detail["type"] in ("missing", "missing_argument"):
+        return f"{key}: required, give {key}=..."
+    value = detail.get("input")
+    shown = "" if isinstance(value, Mapping) or dataclasses.is_dataclass(value) else f" (got {value!r})"
+    return f"{key or 'settings'}: {detail['msg']}{shown}"
+
+
+class _Choice:
+    """The classes of a choice while an error's location is walked."""
+
+    def __init__(self, classes: list[type]) -> None:
+        self.classes = classes
+
+    def of(self, kind: Any) -> type | None:
+        return next((cls for cls in self.classes if _default(_fields(cls).get("kind")) == kind or cls.__name__ == kind), None)
+
+
+def _settings(cls: type, prefix: str) -> list[tuple[str, str, str | None, str]]:
+    """List ``(key, type, default, description)`` of every setting under ``cls``, depth first."""
+    rows: list[tuple[str, str, str | None, str]] = []
+    hints = _hints(cls)
+    for name, field in _fields(cls).items():
+        default, text = _default(field), getattr(field.default, "description", None) or ""
+        choices = _choices(hints[name])
+        if len(choices) == 1 and default is not None:
+            rows += _settings(choices[0], f"{prefix}{name}.")
+        elif choices:
+            kinds = [str(_default(_fields(choice).get("kind"))) for choice in choices]
+            chosen = getattr(default, "kind", None)
+            rows.append((f"{prefix}{name}", "one of " + ", ".join(kinds), chosen and f"{chosen}", text))
+            for choice, kind in zip(choices, kinds, strict=True):
+                rows += [(f"{key}", f"[{kind}] {type_}", value, words) for key, type_, value, words in _settings(choice, f"{prefix}{name}.") if not key.endswith(".kind")]
+        else:
+            shown = None if default is dataclasses.MISSING else yaml.safe_dump(_plain(default), default_flow_style=True, width=10**6).splitlines()[0]
+            rows.append((prefix + name, _type_name(hints[name]), "(required)" if shown is None else shown, text))
+    return rows
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _type_name(annotation: Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _type_name(arguments[0])
+    if origin is typing.Literal:
+        return " | ".join(map(str, arguments))
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(_type_name(argument) for argument in arguments)
+    if origin is tuple:
+        return f"[{', '.join('...' if argument is Ellipsis else _type_name(argument) for argument in arguments)}]"
+    return "none" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))

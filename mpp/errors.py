@@ -1,0 +1,70 @@
+"""Errors that a user can act on, and the exit code of each kind.
+
+Every message says what went wrong, where, why (observed against allowed) and how to mend it.
+"""
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+
+class MppError(Exception):
+    """An expected failure: printed without a traceback, ends the process with ``exit_code``."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, fix: str = "") -> None:
+        super().__init__(f"{message}\n  fix: {fix}" if fix else message)
+
+
+class ConfigError(MppError):
+    """A mistake in a command line or a configuration file."""
+
+    exit_code = 2
+
+
+class DataError(MppError):
+    """Images or shards that are missing, damaged or not what the command needs."""
+
+    exit_code = 3
+
+
+class CheckpointError(MppError):
+    """A checkpoint or backbone that is missing, damaged or does not fit."""
+
+    exit_code = 4
+
+
+class NumericsError(MppError):
+    """A loss or gradient that is not finite."""
+
+    exit_code = 5
+
+
+class DiskError(MppError):
+    """No room, or no permission, to write."""
+
+    exit_code = 7
+
+
+class Stopped(MppError):
+    """The run was asked to stop by a signal and has saved its state."""
+
+    exit_code = 143
+
+
+def exit_code_of(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None) -> int:
+    """Run ``command(argv)``; print an expected failure in one message and return its exit code.
+
+    ``-v`` anywhere in ``argv`` adds the traceback. Errors that are not ``MppError`` are bugs and propagate.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verbose = "-v" in arguments
+    try:
+        command([argument for argument in arguments if argument != "-v"])
+    except MppError as error:
+        if verbose:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
