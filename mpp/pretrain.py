@@ -1,0 +1,25 @@
+"""Pretrain a ViT: ``accelerate launch mpp/pretrain.py --config configs/pretrain/FILE shards=... out=...``"""
+
+from collections.abc import Sequence
+
+from mpp.config import parse
+from mpp.errors import exit_code_of
+
+ABOUT = """Pretrain a Vision Transformer on shards by masked patch prediction (or by supervised classification).
+One process: mpp pretrain; many: accelerate launch mpp/pretrain.py. The same command continues a run that was cut off."""
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parse the settings and pretrain."""
+    from mpp.training.pretraining import PretrainConfig, pretrain
+
+    pretrain(parse(PretrainConfig, argv, prog="mpp pretrain", about=ABOUT))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return exit_code_of(run, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

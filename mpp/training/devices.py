@@ -1,0 +1,42 @@
+"""Processes and devices, through Accelerate: who runs, in which precision, and how a global batch is divided."""
+
+from typing import Literal, cast
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.optim import Optimizer
+
+from mpp.stream.order import check_divides
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def open_accelerator(precision: Precision) -> Accelerator:
+    """Return the Accelerator of this process, whatever launched it; ``auto`` is bf16 on a GPU and fp32 elsewhere."""
+    wanted = ("bf16" if torch.cuda.is_available() else "fp32") if precision == "auto" else precision
+    return Accelerator(mixed_precision="no" if wanted == "fp32" else wanted)
+
+
+def divide_batch(global_batch: int, micro_batch: int | None, world: int) -> tuple[int, int]:
+    """Return the micro-batch of a process and how many of them make its share of a global batch.
+
+    Raises ``ConfigError`` where the processes, or the micro-batches, do not divide the global batch.
+    """
+    micro = min(micro_batch or global_batch, max(1, global_batch // world))
+    check_divides(global_batch, world, micro)
+    return micro, global_batch // world // micro
+
+
+def prepare(accelerator: Accelerator, task: nn.Module, optimizer: Optimizer, micro_batch: int, accumulate: int) -> tuple[nn.Module, Optimizer]:
+    """Move a task and its optimizer to the device and wrap them for DDP or DeepSpeed.
+
+    The data loader is not prepared: it is divided over processes already, so DeepSpeed is told the micro-batch.
+    """
+    accelerator.gradient_accumulation_steps = accumulate
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is not None:
+        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = micro_batch
+        plugin.deepspeed_config["gradient_accumulation_steps"] = accumulate
+    prepared = accelerator.prepare(task, optimizer)
+    return cast(tuple[nn.Module, Optimizer], prepared)

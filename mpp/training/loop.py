@@ -1,0 +1,123 @@
+"""The training loop, in one fixed order, for any task."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mpp.errors import NumericsError
+from mpp.model.tasks import StepOutput
+from mpp.stream.loader import Batch
+from mpp.training.optim import Schedule
+
+Values = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast to train. ``accumulate`` micro-batches of every process make one step."""
+
+    steps: int
+    accumulate: int
+    learning_rate: float
+    schedule: Schedule
+    clip: float | None
+    log_every: int
+    seed: int
+
+
+class Trainer:
+    """A task, its optimizer and its data, ready to take steps.
+
+    ``before_step(step)`` is called with the number of finished steps, so that what it saves resumes there.
+    ``on_log(step, values)`` gets the metrics of that very step, averaged over all processes.
+    """
+
+    def __init__(self, task: nn.Module, optimizer: Optimizer, batches: Iterator[Batch], accelerator: Accelerator, plan: Plan) -> None:
+        self.task, self.optimizer = task, optimizer
+        self.batches, self.accelerator, self.plan = batches, accelerator, plan
+        self._last_loss: Tensor | None = None
+
+    def run(self, start: int, before_step: Callable[[int], None], on_log: Callable[[int, Values], None]) -> None:
+        """Take the steps from ``start`` to the end of the plan; raise ``NumericsError`` on a loss that is not finite."""
+        plan = self.plan
+        self.task.train()
+        for step in range(start, plan.steps):
+            # DO NOT CHANGE THE ORDER OF OPERATIONS: exact resume and the equality of runs rest on it.
+            before_step(step)  # 1. save or stop, if due: the state here is that of `step` finished steps
+            self._seed(step)  # 2. dropout and stochastic depth become functions of (seed, step, process)
+            rate = self._set_learning_rate(step)  # 3. a function of the step alone
+            outputs, norm = self._update()  # 4. batch, forward, backward (accumulated), clip, optimizer step
+            self._last_loss = outputs[-1].loss.detach()
+            if (step + 1) % plan.log_every == 0 or step + 1 == plan.steps:  # 5. the only wait for the device
+                values = self._values(outputs, norm)
+                self.check_finite(step)
+                on_log(step + 1, {**values, "learning_rate": rate})
+
+    def check_finite(self, step: int) -> None:
+        """Raise ``NumericsError`` where the last loss is not finite: such weights must be neither saved nor used."""
+        if self._last_loss is not None and not bool(torch.isfinite(self._last_loss)):
+            raise NumericsError(f"the loss is {float(self._last_loss)} at step {step + 1}", fix="a lower learning rate, clip=1, or precision=fp32")
+
+    def _seed(self, step: int) -> None:
+        torch.manual_seed((self.plan.seed * 1_000_003 + step) * 1_009 + self.accelerator.process_index)
+
+    def _set_learning_rate(self, step: int) -> float:
+        rate = self.plan.learning_rate * self.plan.schedule.factor(step, self.plan.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+        return rate
+
+    def _update(self) -> tuple[list[StepOutput], Tensor | None]:
+        outputs: list[StepOutput] = []
+        norm = None
+        for _ in range(self.plan.accumulate):
+            batch = to_device(next(self.batches), self.accelerator.device)
+            with self.accelerator.accumulate(self.task):
+                output: StepOutput = self.task(batch)
+                self.accelerator.backward(output.loss)
+                if self.accelerator.sync_gradients and self.plan.clip is not None:
+                    norm = self.accelerator.clip_grad_norm_(self.task.parameters(), self.plan.clip)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            outputs.append(StepOutput(output.loss.detach(), {key: value.detach() for key, value in output.metrics.items()}))
+        return outputs, norm
+
+    def _values(self, outputs: list[StepOutput], norm: Tensor | None) -> Values:
+        names = ["loss", *outputs[0].metrics]
+        rows = torch.stack([torch.stack([output.loss, *output.metrics.values()]) for output in outputs])
+        means = self.accelerator.reduce(rows.double().mean(dim=0), reduction="mean")
+        values = dict(zip(names, means.tolist(), strict=True))
+        return values if norm is None else {**values, "gradient_norm": float(norm)}
+
+
+class Clock:
+    """Measures the time between log lines: rates and the wait for data."""
+
+    def __init__(self, global_batch: int) -> None:
+        self._global_batch, self._step, self._time, self._waited = global_batch, -1, time.perf_counter(), 0.0
+
+    def lap(self, step: int, waited: float) -> Values:
+        """Return seconds a step, images a second and the share of it waited for data, since the last call."""
+        now = time.perf_counter()
+        seconds, steps, stalled = now - self._time, step - self._step, waited - self._waited
+        self._step, self._time, self._waited = step, now, waited
+        return {
+            "images_per_second": round(steps * self._global_batch / seconds, 2),
+            "seconds_per_step": round(seconds / steps, 5),
+            "data_wait_seconds": round(stalled, 4),
+        }
+
+    def start(self, step: int, waited: float) -> None:
+        """Begin measuring at ``step``."""
+        self._step, self._time, self._waited = step, time.perf_counter(), waited
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Move a batch to a device."""
+    labels = None if batch.labels is None else batch.labels.to(device, non_blocking=True)
+    return Batch(batch.images.to(device, non_blocking=True), labels, batch.ids.to(device, non_blocking=True), batch.epoch)

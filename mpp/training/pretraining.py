@@ -1,0 +1,204 @@
+"""Pretrain a ViT on a shard set: open the data, build the task, train, and leave a backbone.
+
+The same function trains masked patch prediction and supervised classification, so that the two differ in the
+task alone. The same call continues a run that was cut off.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from pydantic import Field
+from torch import nn
+
+from mpp.config import config
+from mpp.errors import DataError, Stopped
+from mpp.model.baselines import trivial_baselines
+from mpp.model.tasks import ClassificationConfig, MaskedPatchesConfig, TaskConfig, build_task
+from mpp.model.vit import Vit, VitConfig
+from mpp.shards.shardset import ShardSet, open_shards
+from mpp.stream.loader import TrainStream, evaluation_batches
+from mpp.stream.order import permutation
+from mpp.stream.views import ViewConfig
+from mpp.training.checkpoint import BACKBONE, CheckpointStore, save_backbone
+from mpp.training.devices import Precision, divide_batch, open_accelerator, prepare
+from mpp.training.loop import Clock, Plan, Trainer, Values
+from mpp.training.optim import AdamW, OptimizerConfig, Schedule, build_optimizer
+from mpp.training.progress import StepProgress
+from mpp.training.runs import FINISHED, Run
+from mpp.training.stops import StopSignals
+
+_BASELINE_IMAGES = 1000  # as many as the published figures were computed on
+
+
+@config
+class PretrainRecipe:
+    """What decides the result of a pretraining run, beside its data."""
+
+    task: TaskConfig = MaskedPatchesConfig()
+    vit: VitConfig = VitConfig()
+    view: ViewConfig = ViewConfig()
+    optimizer: OptimizerConfig = AdamW()
+    schedule: Schedule = Schedule()
+    steps: int = Field(100_000, gt=0, description="optimizer steps")
+    global_batch: int = Field(1024, gt=0, description="images per step, over all processes")
+    micro_batch: int | None = Field(None, gt=0, description="images per forward pass of a process; null: no accumulation")
+    clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: no clipping")
+    precision: Precision = Field("auto", description="auto: bf16 on a GPU, fp32 on a CPU")
+    seed: int = Field(0, ge=0, description="seed of weights, order, views and masks")
+    workers: int = Field(4, ge=0, description="data-loading processes per process; 0: none")
+    log_every: int = Field(10, gt=0, description="steps between lines of metrics.jsonl")
+    save_every: int = Field(1000, gt=0, description="steps between checkpoints")
+
+
+@config
+class PretrainConfig(PretrainRecipe):
+    """One pretraining run: the recipe, the shards, the folder."""
+
+    shards: str = Field(description="folder that mpp-shard wrote")
+    split: str = Field("train", description="split of the shard set")
+    out: str = Field(description="run folder; the same command again continues the run in it")
+
+
+def pretrain(settings: PretrainConfig) -> None:
+    """Run, or continue, the pretraining that ``settings`` describe, to the end.
+
+    Leaves ``backbone.safetensors`` in the run folder. Raises ``ConfigError``, ``DataError``, ``CheckpointError``,
+    ``NumericsError`` or ``DiskError``, and ``Stopped`` after a signal, with a checkpoint saved.
+    """
+    shards = open_shards(settings.shards, settings.split)
+    if isinstance(settings.task, ClassificationConfig) and shards.classes is None:
+        raise DataError(f"{settings.shards} carries no labels, task.kind=classification needs them", fix="mpp-shard SOURCE OUT labels=folders")
+    accelerator = open_accelerator(settings.precision)
+    divide_batch(settings.global_batch, settings.micro_batch, accelerator.num_processes)
+    torch.manual_seed(settings.seed)
+    task = build_task(settings.task, Vit(settings.vit), num_classes=len(shards.classes or ()), seed=settings.seed)
+    run = Run(Path(settings.out), settings) if accelerator.is_main_process else None
+    if run is not None and run.finished:
+        print(f"{settings.out}: finished already, backbone {run.folder / BACKBONE}")
+    if not _told_by_main(run is not None and run.finished):
+        outcome = "failed"
+        try:
+            _Pretraining(settings, shards, task, accelerator, run).to_the_end()
+            outcome = FINISHED
+        except Stopped:
+            outcome = "stopped by a signal, the same command continues it"
+            raise
+        finally:
+            if run is not None:
+                run.close(outcome)
+
+
+class _Pretraining:
+    """One run while it lasts: where it starts, what happens between steps, what it leaves."""
+
+    def __init__(self, settings: PretrainConfig, shards: ShardSet, task: nn.Module, accelerator: Accelerator, run: Run | None) -> None:
+        self.settings, self.shards, self.accelerator, self.run = settings, shards, accelerator, run
+        micro, accumulate = divide_batch(settings.global_batch, settings.micro_batch, accelerator.num_processes)
+        optimizer = build_optimizer(task, settings.optimizer)
+        self.task, self.optimizer = prepare(accelerator, task, optimizer, micro, accumulate)
+        self.store = CheckpointStore(Path(settings.out) / "checkpoints", accelerator)
+        self.start = self._resume()
+        self.stream = TrainStream(
+            shards,
+            settings.view,
+            settings.vit.image_size,
+            seed=settings.seed,
+            global_batch=settings.global_batch,
+            micro_batch=micro,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            workers=settings.workers,
+            start_step=self.start,
+            need_labels=isinstance(settings.task, ClassificationConfig),
+        )
+        self.plan = Plan(
+            steps=settings.steps,
+            accumulate=accumulate,
+            learning_rate=settings.optimizer.learning_rate,
+            schedule=settings.schedule,
+            clip=settings.clip,
+            log_every=settings.log_every,
+            seed=settings.seed,
+        )
+
+    def to_the_end(self) -> None:
+        """Train and write the backbone."""
+        settings, shown = self.settings, self.accelerator.is_main_process
+        if self.run is not None:
+            self.run.rewind(self.start)
+            _note_baselines(self.run, self.shards, settings)
+        trainer = Trainer(self.task, self.optimizer, self.stream, self.accelerator, self.plan)
+        clock = Clock(settings.global_batch)
+        with StopSignals() as stops, StepProgress("pretrain", start=self.start, steps=settings.steps, shown=shown) as progress:
+
+            def before_step(step: int) -> None:
+                stop = (step % settings.log_every == 0 or self.accelerator.num_processes == 1) and stops.agreed(self.accelerator)
+                if stop or (step % settings.save_every == 0 and step > self.start):
+                    trainer.check_finite(step - 1)
+                    self._save(step)
+                if stop:
+                    raise Stopped(f"stopped by {stops.received or 'a signal to another process'}, saved at step {step}", fix="the same command continues")
+                if step == self.start:
+                    clock.start(step, self.stream.waited)
+
+            def on_log(step: int, values: Values) -> None:
+                timing = clock.lap(step, self.stream.waited)
+                if self.run is not None:
+                    self.run.record("metrics", {"step": step, "images_seen": step * settings.global_batch, **values})
+                    self.run.record("timing", {"step": step, **timing})
+                progress.show(step, {**values, **timing})
+
+            trainer.run(self.start, before_step, on_log)
+        if self.run is not None:
+            finished = self.accelerator.unwrap_model(self.task)
+            save_backbone(self.run.folder / BACKBONE, finished.vit, self._origin())
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self) -> int:
+        """Load the newest checkpoint, if there is one, and return its step."""
+        found = self.store.latest()
+        if found is None:
+            return 0
+        folder, facts = found
+        if facts["fingerprint"] != self.shards.fingerprint:
+            raise DataError(f"{self.settings.shards} is not the shard set that {folder} was trained on", fix="the old shards, or out=ANOTHER")
+        self.accelerator.load_state(str(folder))
+        self.accelerator.print(f"continuing from {folder}", flush=True)
+        return int(facts["step"])
+
+    def _save(self, step: int) -> None:
+        state = self.stream.state(step)
+        facts: dict[str, Any] = {"step": step, **asdict(state), "world": self.accelerator.num_processes}
+        self.store.save(facts, lambda folder: self.accelerator.save_state(str(folder)))
+
+    def _origin(self) -> str:
+        settings = self.settings
+        return f"{settings.task.kind}, {settings.steps} steps of {settings.global_batch} images, seed {settings.seed}, shards {self.shards.fingerprint[:12]}"
+
+
+def _told_by_main(flag: bool) -> bool:
+    """Return the main process's flag on every process."""
+    told = [flag]
+    broadcast_object_list(told)
+    return told[0]
+
+
+def _note_baselines(run: Run, shards: ShardSet, settings: PretrainConfig) -> None:
+    """Write ``baselines.json``: what a prediction reaches on this corpus without learning."""
+    path = run.folder / "baselines.json"
+    if path.exists() or not isinstance(settings.task, MaskedPatchesConfig):
+        return
+    subset = np.sort(permutation(shards.samples, settings.seed)[:_BASELINE_IMAGES])
+    batches = evaluation_batches(shards, settings.view, settings.vit.image_size, batch=100, rank=0, world=1, workers=0, subset=subset)
+    parts = [(batch.images[batch.ids >= 0], batch.ids[batch.ids >= 0]) for batch in batches]
+    images, ids = (torch.cat(column) for column in zip(*parts, strict=True))
+    bits = getattr(settings.task.target, "bits", 3)
+    figures = trivial_baselines(images, ids, Vit(settings.vit).patch, settings.task.mask, bits)
+    path.write_text(json.dumps(figures, indent=1) + "\n")
+    print("without learning: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()), flush=True)

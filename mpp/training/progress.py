@@ -1,0 +1,42 @@
+"""How a run shows that it lives: a bar with rates and the time left on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class StepProgress:
+    """Shows steps and the values of the last log line; silent where ``shown`` is false (all processes but one)."""
+
+    def __init__(self, title: str, *, start: int, steps: int, shown: bool = True) -> None:
+        self._title, self._start, self._steps, self._shown = title, start, steps, shown
+        self._began = time.perf_counter()
+        self._bar: Progress | None = None
+        console = Console(file=sys.stderr)
+        if shown and console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[values]}"))
+            self._bar = Progress(*columns, console=console)
+            self._task = self._bar.add_task(title, total=steps, completed=start, values="")
+
+    def __enter__(self) -> "StepProgress":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, step: int, values: dict[str, float]) -> None:
+        """Show that ``step`` steps are done, with these values."""
+        if not self._shown:
+            return
+        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, values=text)
+            return
+        left = (time.perf_counter() - self._began) / max(1, step - self._start) * (self._steps - step)
+        print(f"{self._title} {step}/{self._steps}  {text}  left {int(left // 60)}:{int(left % 60):02d}", flush=True)
