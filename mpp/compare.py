@@ -1,0 +1,27 @@
+"""Say what pretraining was worth: ``mpp compare --config configs/compare/FILE shards=... out=...``"""
+
+from collections.abc import Sequence
+
+from mpp.config import parse
+from mpp.errors import exit_code_of
+
+ABOUT = """Run what is missing of {masked, supervised, scratch} x seeds x labels per class and print the table:
+mean, 95 % interval, paired difference to scratch. The same command continues a comparison that was cut off."""
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parse the settings, compare, print and write the table."""
+    from mpp.evaluation.comparison import CompareConfig, compare
+    from mpp.report.table import write_table
+
+    settings = parse(CompareConfig, argv, prog="mpp compare", about=ABOUT)
+    print(write_table(compare(settings), settings.out))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return exit_code_of(run, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

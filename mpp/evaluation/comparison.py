@@ -1,0 +1,193 @@
+"""What pretraining was worth: the same backbone and fine-tuning from every arm, seed by seed.
+
+Arms: ``masked`` and ``supervised`` pretraining on the same shards, steps, views and rate, and ``scratch``. Every arm
+gets the same grid of fine-tuning rates, chosen on held-out labels at the first seed, once per arm and number of
+labels. Finished parts are lines of results.jsonl and are not repeated.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from accelerate import PartialState
+from pydantic import Field
+
+from mpp.config import config
+from mpp.errors import ConfigError
+from mpp.evaluation.finetune import SCRATCH, Finetuning, TransferConfig, TransferRecipe
+from mpp.evaluation.statistics import Difference, Summary, paired_difference, summarise
+from mpp.model.tasks import ClassificationConfig, MaskedPatchesConfig
+from mpp.shards.shardset import open_shards
+from mpp.training.pretraining import PretrainConfig, PretrainRecipe, pretrain
+from mpp.training.runs import FINISHED, Run
+
+Arm = Literal["masked", "supervised", "scratch"]
+
+
+@config
+class CompareConfig:
+    """A comparison: the arms, how often, with how many labels, and the two recipes all arms share."""
+
+    shards: str = Field(description="folder that mpp-shard wrote; its train split is pretrained on")
+    labelled: str | None = Field(None, description="labelled shards to fine-tune and test on; null: the same")
+    out: str = Field(description="folder of the comparison; the same command again continues it")
+    arms: tuple[Arm, ...] = Field(("masked", "supervised", "scratch"), min_length=1, description="what is compared; differences are to scratch")
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="seeds of the fine-tuning runs")
+    pretrain_per_seed: bool = Field(False, description="pretrain anew for every seed; otherwise once, with the first")
+    labels_per_class: tuple[int | None, ...] = Field((None,), min_length=1, description="labelled images of each class; null: all")
+    test_split: str = Field("test", description="split to evaluate, every image once")
+    pretrain: PretrainRecipe = PretrainRecipe()
+    transfer: TransferRecipe = TransferRecipe()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm at one number of labels: accuracies by seed and what they say."""
+
+    arm: Arm
+    labels_per_class: int | None
+    top1: Summary
+    difference: Difference | None
+    learning_rate: float
+    pretrain_images: int
+    finetune_images: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All rows, in the order of labels and arms, and what was left out and why."""
+
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+
+def compare(settings: CompareConfig) -> Comparison:
+    """Run what is missing of arms x seeds x labels and return the comparison.
+
+    Raises ``ConfigError`` where the folder belongs to another comparison, and the errors of its parts.
+    """
+    run = Run(Path(settings.out), settings) if PartialState().is_main_process else None
+    PartialState().wait_for_everyone()
+    try:
+        comparison = _Parts(settings).finish()
+    except BaseException:
+        if run is not None:
+            run.close("interrupted, the same command continues it")
+        raise
+    if run is not None:
+        run.close(FINISHED)
+    return comparison
+
+
+class _Parts:
+    """The parts of a comparison, finished ones read from results.jsonl by their key."""
+
+    def __init__(self, settings: CompareConfig) -> None:
+        self.settings, self.out = settings, Path(settings.out)
+        self.done = _read_records(self.out / "results.jsonl")
+        self.notes: list[str] = []
+        self.arms = tuple(settings.arms)
+        if len(set(settings.seeds)) < len(settings.seeds):
+            raise ConfigError(f"seeds {list(settings.seeds)} repeat themselves: the same run twice is no evidence")
+        if "supervised" in self.arms and open_shards(settings.shards, "train").classes is None:
+            self.arms = tuple(arm for arm in self.arms if arm != "supervised")
+            self.notes.append(f"supervised pretraining is left out: {settings.shards} carries no labels")
+
+    def finish(self) -> Comparison:
+        """Run the missing parts, cheapest order: pretraining first, then every transfer."""
+        settings = self.settings
+        for arm in self.arms:
+            for seed in settings.seeds if settings.pretrain_per_seed else settings.seeds[:1]:
+                self._pretrain(arm, seed)
+        for labels in settings.labels_per_class:
+            for arm in self.arms:
+                for seed in settings.seeds:
+                    self._transfer(arm, labels, seed)
+        rows = tuple(self._row(arm, labels) for labels in settings.labels_per_class for arm in self.arms)
+        if not settings.pretrain_per_seed:
+            self.notes.append("intervals hold the variation of fine-tuning (labels drawn, order, views), not of pretraining")
+        return Comparison(rows, tuple(self.notes))
+
+    def _pretrain(self, arm: Arm, seed: int) -> None:
+        if arm == SCRATCH:
+            return
+        recipe = self.settings.pretrain
+        # The masked arm is the recipe as written; the supervised arm differs in its task alone.
+        task = recipe.task if arm == "masked" else ClassificationConfig()
+        if arm == "masked" and not isinstance(task, MaskedPatchesConfig):
+            raise ConfigError(f"pretrain.task.kind is {task.kind}, the masked arm needs masked_patches")
+        values = _values(recipe) | {"task": task, "seed": seed}
+        pretrain(PretrainConfig(shards=self.settings.shards, out=str(self._run_folder(arm, seed)), **values))
+
+    def _transfer(self, arm: Arm, labels: int | None, seed: int) -> None:
+        settings = self.settings
+        rate_key, key = f"rate {arm} {labels}", f"result {arm} {labels} {seed}"
+        if key in self.done:
+            return
+        if rate_key not in self.done:
+            first = Finetuning(self._transfer_config(arm, labels, settings.seeds[0]))
+            self._record(rate_key, {"learning_rate": first.choose_learning_rate()})
+        print(f"fine-tuning: {arm}, {labels or 'all'} labels per class, seed {seed}", flush=True)
+        result = Finetuning(self._transfer_config(arm, labels, seed)).final(self.done[rate_key]["learning_rate"])
+        self._record(key, asdict(result))
+
+    def _transfer_config(self, arm: Arm, labels: int | None, seed: int) -> TransferConfig:
+        settings = self.settings
+        pretrain_seed = seed if settings.pretrain_per_seed else settings.seeds[0]
+        return TransferConfig(
+            backbone=SCRATCH if arm == SCRATCH else str(self._run_folder(arm, pretrain_seed)),
+            shards=settings.labelled or settings.shards,
+            out=settings.out,
+            test_split=settings.test_split,
+            vit=settings.pretrain.vit,
+            labels_per_class=labels,
+            seed=seed,
+            **_values(settings.transfer),
+        )
+
+    def _run_folder(self, arm: Arm, seed: int) -> Path:
+        return self.out / "pretrain" / f"{arm}-seed{seed}"
+
+    def _record(self, key: str, value: dict[str, Any]) -> None:
+        self.done[key] = value
+        if PartialState().is_main_process:
+            with (self.out / "results.jsonl").open("a") as file:
+                file.write(json.dumps({"part": key, **value}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+
+    def _row(self, arm: Arm, labels: int | None) -> Row:
+        settings = self.settings
+        top1 = self._top1(arm, labels)
+        against = None if arm == SCRATCH or SCRATCH not in self.arms else paired_difference(top1, self._top1(SCRATCH, labels))
+        recipe = settings.pretrain
+        return Row(
+            arm=arm,
+            labels_per_class=labels,
+            top1=summarise(top1),
+            difference=against,
+            learning_rate=self.done[f"rate {arm} {labels}"]["learning_rate"],
+            pretrain_images=0 if arm == SCRATCH else recipe.steps * recipe.global_batch,
+            finetune_images=self.done[f"result {arm} {labels} {settings.seeds[0]}"]["images_seen"],
+        )
+
+    def _top1(self, arm: Arm, labels: int | None) -> list[float]:
+        return [self.done[f"result {arm} {labels} {seed}"]["top1"] for seed in self.settings.seeds]
+
+
+def _values(recipe: Any) -> dict[str, Any]:
+    return {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+
+
+def _read_records(path: Path) -> dict[str, dict[str, Any]]:
+    """Read finished parts; a half-written last line of a killed comparison is cut off and its part repeated."""
+    if not path.exists():
+        return {}
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text and PartialState().is_main_process:
+        path.write_text(whole)
+    records = [json.loads(line) for line in whole.splitlines()]
+    return {record.pop("part"): record for record in records}
