@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from accelerate import PartialState
 from pydantic import Field
 
 from mpp.config import config
@@ -20,6 +19,7 @@ from mpp.evaluation.finetune import SCRATCH, Finetuning, TransferConfig, Transfe
 from mpp.evaluation.statistics import Difference, Summary, paired_difference, summarise
 from mpp.model.tasks import ClassificationConfig, MaskedPatchesConfig
 from mpp.shards.shardset import open_shards
+from mpp.training.devices import open_accelerator
 from mpp.training.pretraining import PretrainConfig, PretrainRecipe, pretrain
 from mpp.training.runs import FINISHED, Run
 
@@ -68,10 +68,11 @@ def compare(settings: CompareConfig) -> Comparison:
 
     Raises ``ConfigError`` where the folder belongs to another comparison, and the errors of its parts.
     """
-    run = Run(Path(settings.out), settings) if PartialState().is_main_process else None
-    PartialState().wait_for_everyone()
+    accelerator = open_accelerator(settings.transfer.precision)
+    run = Run(Path(settings.out), settings) if accelerator.is_main_process else None
+    accelerator.wait_for_everyone()
     try:
-        comparison = _Parts(settings).finish()
+        comparison = _Parts(settings, accelerator.is_main_process).finish()
     except BaseException:
         if run is not None:
             run.close("interrupted, the same command continues it")
@@ -84,9 +85,9 @@ def compare(settings: CompareConfig) -> Comparison:
 class _Parts:
     """The parts of a comparison, finished ones read from results.jsonl by their key."""
 
-    def __init__(self, settings: CompareConfig) -> None:
-        self.settings, self.out = settings, Path(settings.out)
-        self.done = _read_records(self.out / "results.jsonl")
+    def __init__(self, settings: CompareConfig, is_main: bool) -> None:
+        self.settings, self.out, self.is_main = settings, Path(settings.out), is_main
+        self.done = _read_records(self.out / "results.jsonl", mend=is_main)
         self.notes: list[str] = []
         self.arms = tuple(settings.arms)
         if len(set(settings.seeds)) < len(settings.seeds):
@@ -129,7 +130,8 @@ class _Parts:
         if rate_key not in self.done:
             first = Finetuning(self._transfer_config(arm, labels, settings.seeds[0]))
             self._record(rate_key, {"learning_rate": first.choose_learning_rate()})
-        print(f"fine-tuning: {arm}, {labels or 'all'} labels per class, seed {seed}", flush=True)
+        if self.is_main:
+            print(f"fine-tuning: {arm}, {labels or 'all'} labels per class, seed {seed}", flush=True)
         result = Finetuning(self._transfer_config(arm, labels, seed)).final(self.done[rate_key]["learning_rate"])
         self._record(key, asdict(result))
 
@@ -152,7 +154,7 @@ class _Parts:
 
     def _record(self, key: str, value: dict[str, Any]) -> None:
         self.done[key] = value
-        if PartialState().is_main_process:
+        if self.is_main:
             with (self.out / "results.jsonl").open("a") as file:
                 file.write(json.dumps({"part": key, **value}) + "\n")
                 file.flush()
@@ -181,13 +183,13 @@ def _values(recipe: Any) -> dict[str, Any]:
     return {field.name: getattr(recipe, field.name) for field in fields(recipe)}
 
 
-def _read_records(path: Path) -> dict[str, dict[str, Any]]:
+def _read_records(path: Path, *, mend: bool) -> dict[str, dict[str, Any]]:
     """Read finished parts; a half-written last line of a killed comparison is cut off and its part repeated."""
     if not path.exists():
         return {}
     text = path.read_text()
     whole = text[: text.rfind("\n") + 1]
-    if whole != text and PartialState().is_main_process:
+    if whole != text and mend:
         path.write_text(whole)
     records = [json.loads(line) for line in whole.splitlines()]
     return {record.pop("part"): record for record in records}

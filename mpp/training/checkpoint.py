@@ -27,6 +27,7 @@ from mpp.model.vit import Vit, VitConfig
 
 _MANIFEST = "manifest.json"
 BACKBONE = "backbone.safetensors"
+CHECKPOINTS = "checkpoints"
 
 
 class CheckpointStore:
@@ -50,7 +51,7 @@ class CheckpointStore:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             _commit(temporary, self.folder / name, facts)
-            for old in self._complete()[2:]:
+            for old in complete_checkpoints(self.folder)[2:]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
@@ -67,13 +68,9 @@ class CheckpointStore:
             raise CheckpointError(choice[0], fix=f"remove {self.folder} to begin anew")
         return (Path(choice[0][0]), choice[0][1]) if choice[0] else None
 
-    def _complete(self) -> list[Path]:
-        """List the committed checkpoints, newest first."""
-        return sorted((path for path in self.folder.glob("step-*") if path.name[5:].isdigit()), reverse=True)
-
     def _verified(self) -> tuple[str, dict[str, Any]] | str | None:
         reasons = []
-        for path in self._complete():
+        for path in complete_checkpoints(self.folder):
             try:
                 return str(path), verify(path)
             except CheckpointError as error:
@@ -81,6 +78,20 @@ class CheckpointStore:
                 print(f"warning: {error}; it is set aside as {path.name}.corrupt, the one before is used", flush=True)
                 path.rename(path.with_name(path.name + ".corrupt"))
         return "every checkpoint is damaged:\n  " + "\n  ".join(reasons) if reasons else None
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """List the committed checkpoints in a folder, newest first."""
+    return sorted((path for path in folder.glob("step-*") if path.name[5:].isdigit()), reverse=True)
+
+
+def newest_checkpoint(run: Path) -> Path:
+    """Return the newest checkpoint of a run, verified; raise ``CheckpointError`` where there is none or it is damaged."""
+    found = complete_checkpoints(run / CHECKPOINTS)
+    if not found:
+        raise CheckpointError(f"{run} has no checkpoint", fix="the folder of a run of mpp pretrain")
+    verify(found[0])
+    return found[0]
 
 
 def verify(checkpoint: Path) -> dict[str, Any]:

@@ -15,7 +15,8 @@ Precision = Literal["auto", "fp32", "bf16"]
 def open_accelerator(precision: Precision) -> Accelerator:
     """Return the Accelerator of this process, whatever launched it; ``auto`` is bf16 on a GPU and fp32 elsewhere."""
     wanted = ("bf16" if torch.cuda.is_available() else "fp32") if precision == "auto" else precision
-    return Accelerator(mixed_precision="no" if wanted == "fp32" else wanted)
+    # Without `cpu`, Accelerate runs every process of a launch on CPUs as if it were alone.
+    return Accelerator(mixed_precision="no" if wanted == "fp32" else wanted, cpu=not torch.accelerator.is_available())
 
 
 def divide_batch(global_batch: int, micro_batch: int | None, world: int) -> tuple[int, int]:

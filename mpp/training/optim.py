@@ -81,7 +81,8 @@ def _groups(task: nn.Module, *, weight_decay: float, layer_decay: float) -> list
     vit = task.vit
     assert isinstance(vit, Vit)
     layers = param_groups_layer_decay(vit.timm, layer_decay=layer_decay)
-    scale = {id(parameter): float(group["lr_scale"]) for group in layers for parameter in group["params"]}
+    # timm gives 1 to the top block of a headless ViT; our head stands above it.
+    scale = {id(parameter): layer_decay * float(group["lr_scale"]) for group in layers for parameter in group["params"]}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in task.named_parameters():
         if parameter.requires_grad:

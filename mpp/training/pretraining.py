@@ -25,7 +25,7 @@ from mpp.shards.shardset import ShardSet, open_shards
 from mpp.stream.loader import TrainStream, evaluation_batches
 from mpp.stream.order import permutation
 from mpp.stream.views import ViewConfig
-from mpp.training.checkpoint import BACKBONE, CheckpointStore, save_backbone
+from mpp.training.checkpoint import BACKBONE, CHECKPOINTS, CheckpointStore, save_backbone
 from mpp.training.devices import Precision, divide_batch, open_accelerator, prepare
 from mpp.training.loop import Clock, Plan, Trainer, Values
 from mpp.training.optim import AdamW, OptimizerConfig, Schedule, build_optimizer
@@ -79,19 +79,19 @@ def pretrain(settings: PretrainConfig) -> None:
     torch.manual_seed(settings.seed)
     task = build_task(settings.task, Vit(settings.vit), num_classes=len(shards.classes or ()), seed=settings.seed)
     run = Run(Path(settings.out), settings) if accelerator.is_main_process else None
-    if run is not None and run.finished:
-        print(f"{settings.out}: finished already, backbone {run.folder / BACKBONE}")
-    if not _told_by_main(run is not None and run.finished):
-        outcome = "failed"
-        try:
+    outcome = "failed"
+    try:
+        if _told_by_main(run is not None and run.finished):
+            accelerator.print(f"{settings.out}: finished already, backbone {Path(settings.out) / BACKBONE}")
+        else:
             _Pretraining(settings, shards, task, accelerator, run).to_the_end()
-            outcome = FINISHED
-        except Stopped:
-            outcome = "stopped by a signal, the same command continues it"
-            raise
-        finally:
-            if run is not None:
-                run.close(outcome)
+        outcome = FINISHED
+    except Stopped:
+        outcome = "stopped by a signal, the same command continues it"
+        raise
+    finally:
+        if run is not None:
+            run.close(outcome)
 
 
 class _Pretraining:
@@ -102,7 +102,7 @@ class _Pretraining:
         micro, accumulate = divide_batch(settings.global_batch, settings.micro_batch, accelerator.num_processes)
         optimizer = build_optimizer(task, settings.optimizer)
         self.task, self.optimizer = prepare(accelerator, task, optimizer, micro, accumulate)
-        self.store = CheckpointStore(Path(settings.out) / "checkpoints", accelerator)
+        self.store = CheckpointStore(Path(settings.out) / CHECKPOINTS, accelerator)
         self.start = self._resume()
         self.stream = TrainStream(
             shards,
@@ -155,6 +155,8 @@ class _Pretraining:
                 progress.show(step, {**values, **timing})
 
             trainer.run(self.start, before_step, on_log)
+        if self.start < settings.steps:
+            self._save(settings.steps)
         if self.run is not None:
             finished = self.accelerator.unwrap_model(self.task)
             save_backbone(self.run.folder / BACKBONE, finished.vit, self._origin())

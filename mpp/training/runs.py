@@ -14,7 +14,7 @@ import platform
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 import yaml
@@ -35,17 +35,12 @@ class Run:
     """
 
     def __init__(self, folder: Path, settings: Any) -> None:
-        self.folder = folder
+        self.folder, self._lock = folder, _locked(folder)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (folder / ".lock").open("w")
-        except OSError as error:
-            raise DiskError(f"cannot use {folder} as a run folder: {error.strerror}", fix="out=FOLDER that can be written") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(f"another process is running in {folder}", fix="wait for it, or out=ANOTHER") from None
-        _same_settings(folder / "config.yaml", dump(settings))
+            _same_settings(folder / "config.yaml", dump(settings))
+        except BaseException:
+            self._lock.close()
+            raise
         status = folder / "STATUS"
         self.finished = status.exists() and status.read_text().strip() == FINISHED
         if not self.finished:
@@ -79,6 +74,21 @@ class Run:
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's metrics.jsonl."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def _locked(folder: Path) -> TextIO:
+    """Make the folder and lock it for as long as the returned file is open."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise DiskError(f"cannot use {folder} as a run folder: {error.strerror}", fix="out=FOLDER that can be written") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise ConfigError(f"another process is running in {folder}", fix="wait for it, or out=ANOTHER") from None
+    return lock
 
 
 def _is_before(line: str, step: int) -> bool:

@@ -1,0 +1,95 @@
+"""The whole road on real images in minutes, without a download: ``mpp demo [OUT]``
+
+Writes scikit-learn's 1,797 handwritten digits as image files and types the four commands that a user would.
+"""
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from mpp.config import config, parse
+from mpp.errors import ConfigError, MppError, exit_code_of
+
+ABOUT = """Shard, pretrain, transfer and compare on scikit-learn's handwritten digits: real images, no download.
+The same command continues a demo that was cut off."""
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+_TEST_EVERY = 4  # every fourth digit is for testing
+
+
+@config
+class DemoConfig:
+    """Where the demo writes."""
+
+    out: str = Field("runs/demo", description="folder of images, shards, runs and tables")
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parse the settings, write the images, type the commands."""
+    out = Path(parse(DemoConfig, argv, prog="mpp demo", about=ABOUT, positional=("out",)).out)
+    if not CONFIGS.is_dir():
+        raise ConfigError(f"no recipes at {CONFIGS}", fix="run the demo from a clone installed by pip install -e .")
+    write_digits(out / "images")
+    commands = road(out)
+    for command in commands:
+        print(f"\n$ {shlex.join(command)}", flush=True)
+        if code := subprocess.call([sys.executable, "-m", "mpp.cli", *command[1:]]):
+            raise DemoError(code, shlex.join(command))
+    _farewell(out, commands)
+
+
+class DemoError(MppError):
+    """A command of the demo failed and has said why; the demo ends with its exit code."""
+
+    def __init__(self, code: int, command: str) -> None:
+        super().__init__(f"this command of the demo failed: {command}")
+        self.exit_code = code
+
+
+def road(out: Path) -> list[list[str]]:
+    """Return the commands of the road, for images in ``out/images``; the comparison reuses the pretrained run."""
+    shards, masked = str(out / "shards"), str(out / "comparison" / "pretrain" / "masked-seed0")
+    where = f"shards={shards}"
+    return [
+        ["mpp", "shard", str(out / "images"), shards],
+        ["mpp", "pretrain", "--config", str(CONFIGS / "pretrain" / "digits.yaml"), where, f"out={masked}"],
+        ["mpp", "reconstruct", masked, str(out / "reconstructions.png")],
+        ["mpp", "compare", "--config", str(CONFIGS / "compare" / "digits.yaml"), where, f"out={out / 'comparison'}"],
+    ]
+
+
+def write_digits(folder: Path) -> None:
+    """Write the digits as FOLDER/{train,test}/DIGIT/NUMBER.png, 8 x 8 pixels, 17 shades of gray."""
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    for number, (pixels, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
+        split = "test" if number % _TEST_EVERY == _TEST_EVERY - 1 else "train"
+        path = folder / split / str(digit) / f"{number:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.round(pixels * 255 / 16).astype(np.uint8)).save(path)
+
+
+def _farewell(out: Path, commands: list[list[str]]) -> None:
+    print(f"\nThe table above is {out / 'comparison' / 'table.md'}; what the model predicts is {out / 'reconstructions.png'}.")
+    print("\nThe same with your own images (their folders may be flat; labels are needed for the last command alone):\n")
+    own = [("YOUR_IMAGES", str(out / "images")), ("YOUR_SHARDS", str(out / "shards"))]
+    for command in commands:
+        line = shlex.join(command)
+        for name, path in own:
+            line = line.replace(path, name)
+        print(f"  {line}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return exit_code_of(run, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,118 @@
+"""Checkpoints: atomic, verified, never deleted when damaged; backbones carry their settings."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+
+from mpp.config import resolve
+from mpp.errors import CheckpointError, DiskError
+from mpp.model.vit import Vit, VitConfig
+from mpp.training.checkpoint import CheckpointStore, complete_checkpoints, load_backbone, newest_checkpoint, save_backbone
+
+VIT = resolve(VitConfig, {"name": "vit_tiny_patch16_224", "image_size": (8, 8), "patch_size": 4, "width": 16, "depth": 1, "heads": 2})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(tmp_path / "checkpoints", Accelerator())
+
+
+def save(store: CheckpointStore, step: int) -> Path:
+    store.save({"step": step}, lambda folder: (folder / "weights").write_bytes(bytes([step % 256]) * 100) and None)
+    return store.folder / f"step-{step:09d}"
+
+
+def test_the_newest_is_found_and_two_are_kept(store: CheckpointStore) -> None:
+    assert store.latest() is None
+    for step in (1, 2, 10):
+        save(store, step)
+    path, facts = store.latest() or (Path(), {})
+    assert path.name == "step-000000010"
+    assert facts == {"step": 10}
+    assert [folder.name for folder in complete_checkpoints(store.folder)] == ["step-000000010", "step-000000002"]
+
+
+def damage_flip(path: Path) -> None:
+    weights = bytearray((path / "weights").read_bytes())
+    weights[50] ^= 1
+    (path / "weights").write_bytes(weights)
+
+
+def damage_cut(path: Path) -> None:
+    (path / "weights").write_bytes((path / "weights").read_bytes()[:-1])
+
+
+def damage_remove(path: Path) -> None:
+    (path / "weights").unlink()
+
+
+def damage_manifest(path: Path) -> None:
+    (path / "manifest.json").write_text("")
+
+
+@pytest.mark.parametrize("damage", [damage_flip, damage_cut, damage_remove, damage_manifest])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(store: CheckpointStore, damage, capsys) -> None:  # type: ignore[no-untyped-def]
+    save(store, 1)
+    damage(save(store, 2))
+    path, facts = store.latest() or (Path(), {})
+    assert facts == {"step": 1}
+    assert (store.folder / "step-000000002.corrupt").is_dir()
+    assert "warning" in capsys.readouterr().out
+
+
+def test_where_all_are_damaged_each_reason_is_given(store: CheckpointStore) -> None:
+    damage_flip(save(store, 1))
+    damage_cut(save(store, 2))
+    with pytest.raises(CheckpointError, match=r"(?s)sha256.*|bytes") as caught:
+        store.latest()
+    assert "step-000000001" in str(caught.value)
+    assert "step-000000002" in str(caught.value)
+
+
+def test_a_save_that_fails_leaves_the_old_one_and_no_new_one(store: CheckpointStore) -> None:
+    save(store, 1)
+
+    def fail(folder: Path) -> None:
+        (folder / "weights").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(DiskError, match="No space left"):
+        store.save({"step": 2}, fail)
+    assert (store.latest() or (None, {}))[1] == {"step": 1}
+    assert newest_checkpoint(store.folder.parent).name == "step-000000001"
+
+
+def test_a_backbone_comes_back_as_it_was(tmp_path: Path) -> None:
+    vit = Vit(VIT)
+    save_backbone(tmp_path / "backbone.safetensors", vit, "a test")
+    for source in (tmp_path, tmp_path / "backbone.safetensors"):
+        backbone = load_backbone(str(source))
+        assert backbone.vit == VIT
+        assert backbone.origin == "a test"
+        for name, value in vit.timm.state_dict().items():
+            assert torch.equal(backbone.weights[name], value)
+
+
+def test_a_flipped_bit_in_a_backbone_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "backbone.safetensors"
+    save_backbone(path, Vit(VIT), "a test")
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_backbone(str(path))
+
+
+def test_what_is_no_backbone_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.safetensors").write_text("hello")
+    save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
+    save_file({"a": torch.zeros(2)}, tmp_path / "strange.safetensors", {"mpp": json.dumps({"vit": {"colour": 1}})})
+    for name in ("text.safetensors", "other.safetensors", "strange.safetensors"):
+        with pytest.raises(CheckpointError, match="not a backbone"):
+            load_backbone(str(tmp_path / name))
+    with pytest.raises(CheckpointError, match="no backbone at"):
+        load_backbone(str(tmp_path / "missing"))

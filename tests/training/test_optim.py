@@ -1,0 +1,58 @@
+"""Optimizers and schedules: which parameters decay, how fast each block learns, rates at known steps."""
+
+import math
+
+import pytest
+import torch
+
+from mpp.config import resolve
+from mpp.model.tasks import MaskedPatches, MaskedPatchesConfig
+from mpp.model.vit import Vit, VitConfig
+from mpp.training.optim import Adam, AdamW, Schedule, Sgd, build_optimizer
+
+VIT = resolve(VitConfig, {"name": "vit_tiny_patch16_224", "image_size": (8, 8), "patch_size": 4, "width": 16, "depth": 2, "heads": 2})
+
+
+@pytest.fixture
+def task() -> MaskedPatches:
+    return MaskedPatches(Vit(VIT), MaskedPatchesConfig(), seed=0)
+
+
+def settings_by_name(task: MaskedPatches, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, float]]:
+    groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+    return {name: groups[id(parameter)] for name, parameter in task.named_parameters()}
+
+
+def test_biases_norms_positions_and_tokens_do_not_decay(task: MaskedPatches) -> None:
+    found = settings_by_name(task, build_optimizer(task, AdamW(weight_decay=0.1)))
+    assert len(found) == len(list(task.parameters()))
+    for name, group in found.items():
+        free = name.endswith(("bias", "pos_embed", "cls_token", "mask_token")) or "norm" in name
+        assert group["weight_decay"] == (0 if free else 0.1), name
+
+
+def test_layer_decay_slows_lower_blocks_and_leaves_the_head(task: MaskedPatches) -> None:
+    found = settings_by_name(task, build_optimizer(task, AdamW(layer_decay=0.5)))
+    assert found["head.weight"]["lr_scale"] == 1
+    assert found["vit.timm.blocks.1.mlp.fc1.weight"]["lr_scale"] == 0.5
+    assert found["vit.timm.blocks.0.mlp.fc1.weight"]["lr_scale"] == 0.25
+    assert found["vit.timm.patch_embed.proj.weight"]["lr_scale"] == 0.125
+
+
+def test_the_papers_optimizers_have_no_weight_decay(task: MaskedPatches) -> None:
+    for settings in (Adam(), Sgd()):
+        assert all(group["weight_decay"] == 0 for group in build_optimizer(task, settings).param_groups)
+    assert build_optimizer(task, Sgd()).param_groups[0]["momentum"] == 0.9
+
+
+@pytest.mark.parametrize(
+    ("decay", "halfway"),
+    [("cosine", 0.5), ("linear", 0.5), ("constant", 1.0)],
+)
+def test_the_rate_rises_linearly_and_falls_as_named(decay: str, halfway: float) -> None:
+    schedule = resolve(Schedule, {"decay": decay, "warmup_steps": 10})
+    assert [schedule.factor(step, 110) for step in (0, 4, 9)] == [0.1, 0.5, 1.0]
+    assert schedule.factor(10, 110) == 1.0
+    assert schedule.factor(60, 110) == pytest.approx(halfway)
+    last = {"cosine": 0.5 * (1 + math.cos(math.pi * 0.99)), "linear": 0.01, "constant": 1.0}[decay]
+    assert schedule.factor(109, 110) == pytest.approx(last)
