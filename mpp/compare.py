@@ -13,9 +13,11 @@ def run(argv: Sequence[str]) -> None:
     """Parse the settings, compare, print and write the table."""
     from mpp.evaluation.comparison import CompareConfig, compare
     from mpp.report.table import write_table
+    from mpp.training.devices import leave_together
 
     settings = parse(CompareConfig, argv, prog="mpp compare", about=ABOUT)
     print(write_table(compare(settings), settings.out))
+    leave_together()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,11 +16,12 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
 
 import pydantic
+import pydantic_core
 import yaml
 
 from mpp.errors import ConfigError
@@ -29,12 +30,11 @@ T = TypeVar("T")
 Tree = dict[str, Any]
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(pydantic.Field,))
+@dataclass_transform(frozen_default=True, kw_only_default=True)  # mypy sees no default in Field(3): no specifiers
 def config(cls: type[T]) -> type[T]:
     """Make ``cls`` a frozen keyword-only dataclass whose fields pydantic validates; unknown keys are errors."""
     settings = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
-    make: Callable[[type[T]], type[T]] = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=settings)
-    return make(cls)
+    return typing.cast(type[T], pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=settings)(cls))
 
 
 def parse(cls: type[T], argv: Sequence[str], *, prog: str, about: str, positional: Sequence[str] = ()) -> T:
@@ -56,12 +56,13 @@ def parse(cls: type[T], argv: Sequence[str], *, prog: str, about: str, positiona
             files.append(word.partition("=")[2] or (words.pop(0) if words else ""))
         elif word.startswith("-"):
             raise ConfigError(f"{prog}: unknown option {word}", fix=f"{prog} --help")
-        elif "=" in word and not ("/" in word.partition("=")[0]):
+        elif "=" in word and "/" not in word.partition("=")[0]:
             overrides.append(word)
         elif free:
             overrides.append(f"{free.pop(0)}={yaml.safe_dump(word, width=10**6).splitlines()[0]}")
         else:
-            raise ConfigError(f"{prog}: unexpected argument {word!r}; settings are written key=value", fix=f"{prog} --help")
+            message = f"{prog}: unexpected argument {word!r}; settings are written key=value"
+            raise ConfigError(message, fix=f"{prog} --help")
     tree: Tree = {}
     for file in files:
         tree = merge(tree, read_yaml(Path(file)))
@@ -94,9 +95,10 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)
-        both_trees = isinstance(old, Mapping) and isinstance(value, Mapping)
-        another = both_trees and "kind" in old and "kind" in value and old["kind"] != value["kind"]
-        result[key] = merge(old, value) if both_trees and not another else value
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            another = "kind" in old and "kind" in value and old["kind"] != value["kind"]
+            value = value if another else merge(old, value)
+        result[key] = value
     return result
 
 
@@ -121,7 +123,7 @@ def describe(cls: type, *, prog: str, about: str, positional: Sequence[str] = ()
     lines = [f"usage: {prog} {words}{' ' if words else ''}[--config FILE ...] [--print-config] [key=value ...]", ""]
     lines += [about.strip(), "", "settings (key: type = default):"]
     for key, kind, default, text in _settings(cls, ""):
-        lines.append(f"  {key}: {kind}{'' if default is None else f' = {default}'}")
+        lines.append(f"  {key}: {kind} = {default}")
         if text:
             lines.append(f"      {text}")
     return "\n".join(lines)
@@ -156,6 +158,10 @@ def _choices(annotation: Any) -> list[type]:
     return [annotation] if isinstance(annotation, type) and dataclasses.is_dataclass(annotation) else []
 
 
+def _kinds(choices: list[type]) -> dict[Any, type]:
+    return {_default(_fields(cls).get("kind")): cls for cls in choices}
+
+
 def _chosen(annotation: Any, kind: Any) -> type | None:
     choices = _choices(annotation)
     if len(choices) == 1:
@@ -178,7 +184,7 @@ def _default(field: dataclasses.Field[Any] | None) -> Any:
     default = field.default
     if isinstance(default, pydantic.fields.FieldInfo):
         default = default.get_default(call_default_factory=True, validated_data={})
-        if default is pydantic.fields.PydanticUndefined:
+        if default is pydantic_core.PydanticUndefined:
             return dataclasses.MISSING
     return default
 
@@ -200,61 +206,59 @@ def _with_default_kinds(cls: type, tree: Tree) -> Tree:
 
 def _explain(cls: type, detail: Any) -> str:
     """Turn one pydantic error into ``key: what is wrong``, with the nearest key for an unknown one."""
-    names, owner, prefix = [], cls, ""
+    names: list[str] = []
+    owner: type | None = cls
+    kinds: dict[Any, type] = {}
     for part in detail["loc"]:
-        fields = _fields(owner) if dataclasses.is_dataclass(owner) else {}
-        if part in fields:
-            choices = _choices(_hints(owner)[str(part)])
-            prefix, owner = f"{prefix}{part}.", (choices[0] if len(choices) == 1 else _Choice(choices))  # type: ignore[assignment]
-        elif isinstance(owner, _Choice):
-            owner = owner.of(part) or owner
+        fields = _fields(owner) if owner is not None else {}
+        if owner is not None and part in fields:
+            choices = _choices(_hints(owner)[part])
+            owner, kinds = (choices[0], {}) if len(choices) == 1 else (None, _kinds(choices))
+        elif owner is None and not isinstance(part, int):
+            owner = kinds.get(part)  # the tag of a choice, which is no part of the key
             continue
         names.append(str(part))
     key = ".".join(names)
     if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        known = list(_fields(owner)) if dataclasses.is_dataclass(owner) else []
+        known = list(_fields(owner)) if owner is not None else []
         near = difflib.get_close_matches(names[-1], known, n=1, cutoff=0.5)
-        return f"{key}: unknown key; " + (f"did you mean {'.'.join([*names[:-1], near[0]])}?" if near else f"known: {', '.join(known)}")
+        hint = f"did you mean {'.'.join([*names[:-1], near[0]])}?" if near else f"known: {', '.join(known)}"
+        return f"{key}: unknown key; {hint}"
     if detail["type"] in ("missing", "missing_argument"):
         return f"{key}: required, give {key}=..."
+    if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        found = f"{detail['ctx']['tag']!r} is unknown" if "tag" in detail["ctx"] else "required"
+        return f"{key}.kind: {found}; one of {', '.join(kinds)}"
     value = detail.get("input")
     shown = "" if isinstance(value, Mapping) or dataclasses.is_dataclass(value) else f" (got {value!r})"
     return f"{key or 'settings'}: {detail['msg']}{shown}"
 
 
-class _Choice:
-    """The classes of a choice while an error's location is walked."""
-
-    def __init__(self, classes: list[type]) -> None:
-        self.classes = classes
-
-    def of(self, kind: Any) -> type | None:
-        return next((cls for cls in self.classes if _default(_fields(cls).get("kind")) == kind or cls.__name__ == kind), None)
-
-
-def _settings(cls: type, prefix: str) -> list[tuple[str, str, str | None, str]]:
+def _settings(cls: type, prefix: str) -> list[tuple[str, str, str, str]]:
     """List ``(key, type, default, description)`` of every setting under ``cls``, depth first."""
-    rows: list[tuple[str, str, str | None, str]] = []
+    rows: list[tuple[str, str, str, str]] = []
     hints = _hints(cls)
     for name, field in _fields(cls).items():
-        default, text = _default(field), getattr(field.default, "description", None) or ""
-        choices = _choices(hints[name])
-        if len(choices) == 1 and default is not None:
-            rows += _settings(choices[0], f"{prefix}{name}.")
+        key, default, choices = prefix + name, _default(field), _choices(hints[name])
+        text = getattr(field.default, "description", None) or ""
+        if len(choices) == 1:
+            rows += _settings(choices[0], f"{key}.")
         elif choices:
-            kinds = [str(_default(_fields(choice).get("kind"))) for choice in choices]
-            chosen = getattr(default, "kind", None)
-            rows.append((f"{prefix}{name}", "one of " + ", ".join(kinds), chosen and f"{chosen}", text))
-            for choice, kind in zip(choices, kinds, strict=True):
-                rows += [(f"{key}", f"[{kind}] {type_}", value, words) for key, type_, value, words in _settings(choice, f"{prefix}{name}.") if not key.endswith(".kind")]
+            rows.append((key, f"one of {', '.join(_kinds(choices))}", _shown(getattr(default, "kind", default)), text))
+            for kind, choice in _kinds(choices).items():
+                below = [row for row in _settings(choice, f"{key}.") if row[0] != f"{key}.kind"]
+                rows += [(name, f"[{kind}] {type_}", value, words) for name, type_, value, words in below]
         else:
-            shown = None if default is dataclasses.MISSING else yaml.safe_dump(_plain(default), default_flow_style=True, width=10**6).splitlines()[0]
-            rows.append((prefix + name, _type_name(hints[name]), "(required)" if shown is None else shown, text))
+            rows.append((key, _type_name(hints[name]), _shown(default), text))
     return rows
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def _shown(value: Any) -> str:
+    """Return a default as one line of YAML."""
+    if value is dataclasses.MISSING:
+        return "(required)"
+    plain = pydantic_core.to_jsonable_python(value)
+    return yaml.safe_dump(plain, default_flow_style=True, width=10**6).splitlines()[0]
 
 
 def _type_name(annotation: Any) -> str:

@@ -76,8 +76,12 @@ def write_digits(folder: Path) -> None:
 
 
 def _farewell(out: Path, commands: list[list[str]]) -> None:
-    print(f"\nThe table above is {out / 'comparison' / 'table.md'}; what the model predicts is {out / 'reconstructions.png'}.")
-    print("\nThe same with your own images (their folders may be flat; labels are needed for the last command alone):\n")
+    print(
+        f"\nThe table above is {out / 'comparison' / 'table.md'}; what the model predicts is {out / 'reconstructions.png'}."
+    )
+    print(
+        "\nThe same with your own images (their folders may be flat; labels are needed for the last command alone):\n"
+    )
     own = [("YOUR_IMAGES", str(out / "images")), ("YOUR_SHARDS", str(out / "shards"))]
     for command in commands:
         line = shlex.join(command)

@@ -11,9 +11,11 @@ One process: mpp pretrain; many: accelerate launch mpp/pretrain.py. The same com
 
 def run(argv: Sequence[str]) -> None:
     """Parse the settings and pretrain."""
+    from mpp.training.devices import leave_together
     from mpp.training.pretraining import PretrainConfig, pretrain
 
     pretrain(parse(PretrainConfig, argv, prog="mpp pretrain", about=ABOUT))
+    leave_together()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

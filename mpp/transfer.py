@@ -12,8 +12,10 @@ Adds one JSON line to OUT/results.jsonl. Also: accelerate launch mpp/transfer.py
 def run(argv: Sequence[str]) -> None:
     """Parse the settings, transfer, print and append the result."""
     from mpp.evaluation.finetune import TransferConfig, transfer
+    from mpp.training.devices import leave_together
 
     transfer(parse(TransferConfig, argv, prog="mpp transfer", about=ABOUT))
+    leave_together()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

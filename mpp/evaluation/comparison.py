@@ -33,10 +33,14 @@ class CompareConfig:
     shards: str = Field(description="folder that mpp-shard wrote; its train split is pretrained on")
     labelled: str | None = Field(None, description="labelled shards to fine-tune and test on; null: the same")
     out: str = Field(description="folder of the comparison; the same command again continues it")
-    arms: tuple[Arm, ...] = Field(("masked", "supervised", "scratch"), min_length=1, description="what is compared; differences are to scratch")
+    arms: tuple[Arm, ...] = Field(
+        ("masked", "supervised", "scratch"), min_length=1, description="what is compared; differences are to scratch"
+    )
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="seeds of the fine-tuning runs")
     pretrain_per_seed: bool = Field(False, description="pretrain anew for every seed; otherwise once, with the first")
-    labels_per_class: tuple[int | None, ...] = Field((None,), min_length=1, description="labelled images of each class; null: all")
+    labels_per_class: tuple[int | None, ...] = Field(
+        (None,), min_length=1, description="labelled images of each class; null: all"
+    )
     test_split: str = Field("test", description="split to evaluate, every image once")
     pretrain: PretrainRecipe = PretrainRecipe()
     transfer: TransferRecipe = TransferRecipe()
@@ -108,7 +112,9 @@ class _Parts:
                     self._transfer(arm, labels, seed)
         rows = tuple(self._row(arm, labels) for labels in settings.labels_per_class for arm in self.arms)
         if not settings.pretrain_per_seed:
-            self.notes.append("intervals hold the variation of fine-tuning (labels drawn, order, views), not of pretraining")
+            self.notes.append(
+                "intervals hold the variation of fine-tuning (labels drawn, order, views), not of pretraining"
+            )
         return Comparison(rows, tuple(self.notes))
 
     def _pretrain(self, arm: Arm, seed: int) -> None:
@@ -163,7 +169,9 @@ class _Parts:
     def _row(self, arm: Arm, labels: int | None) -> Row:
         settings = self.settings
         top1 = self._top1(arm, labels)
-        against = None if arm == SCRATCH or SCRATCH not in self.arms else paired_difference(top1, self._top1(SCRATCH, labels))
+        against = (
+            None if arm == SCRATCH or SCRATCH not in self.arms else paired_difference(top1, self._top1(SCRATCH, labels))
+        )
         recipe = settings.pretrain
         return Row(
             arm=arm,

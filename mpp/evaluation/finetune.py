@@ -42,14 +42,22 @@ class TransferRecipe:
 
     view: ViewConfig = ViewConfig()
     image_size: tuple[int, int] | None = Field(None, description="height and width, pixels; null: as pretrained")
-    interpolation: Interpolation = Field("bicubic", description="of position embeddings: bicubic as timm, bilinear as the authors")
+    interpolation: Interpolation = Field(
+        "bicubic", description="of position embeddings: bicubic as timm, bilinear as the authors"
+    )
     optimizer: OptimizerConfig = Sgd()
-    learning_rates: tuple[float, ...] = Field((), description="grid to choose from on held-out labels; empty: the optimizer's")
-    held_out: float = Field(0.1, gt=0, lt=1, description="share of the training labels of each class that the choice is made on")
+    learning_rates: tuple[float, ...] = Field(
+        (), description="grid to choose from on held-out labels; empty: the optimizer's"
+    )
+    held_out: float = Field(
+        0.1, gt=0, lt=1, description="share of the training labels of each class that the choice is made on"
+    )
     schedule: Schedule = Schedule()
     steps: int = Field(500, gt=0, description="optimizer steps")
     global_batch: int = Field(512, gt=0, description="images per step, over all processes; at most all of them")
-    micro_batch: int | None = Field(None, gt=0, description="images per forward pass of a process; null: no accumulation")
+    micro_batch: int | None = Field(
+        None, gt=0, description="images per forward pass of a process; null: no accumulation"
+    )
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: no clipping")
     precision: Precision = Field("auto", description="auto: bf16 on a GPU, fp32 on a CPU")
     workers: int = Field(4, ge=0, description="data-loading processes per process; 0: none")
@@ -103,7 +111,10 @@ def transfer(settings: TransferConfig) -> TransferResult:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as file:
             file.write(json.dumps(asdict(result)) + "\n")
-        print(f"top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} % of {result.test_images} images; added to {path}", flush=True)
+        print(
+            f"top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} % of {result.test_images} images; added to {path}",
+            flush=True,
+        )
     return result
 
 
@@ -116,7 +127,9 @@ class Finetuning:
         self.test = _labelled(settings.shards, settings.test_split)
         assert self.train.classes is not None
         if self.train.classes != self.test.classes:
-            raise DataError(f"{settings.shards}: the splits {settings.train_split} and {settings.test_split} do not have the same classes")
+            raise DataError(
+                f"{settings.shards}: the splits {settings.train_split} and {settings.test_split} do not have the same classes"
+            )
         self.num_classes = len(self.train.classes)
         labels = ShardReader(self.train).labels()
         self.chosen = choose_labels(labels, self.num_classes, settings.labels_per_class, settings.seed)
@@ -169,7 +182,10 @@ class Finetuning:
         torch.manual_seed(settings.seed)
         vit = load_vit(settings)
         bare = Classification(vit, zero_linear(vit.width, self.num_classes))
-        task, optimizer = prepare(accelerator, bare, build_optimizer(bare, settings.optimizer), micro, accumulate)
+        optimizer = build_optimizer(bare, settings.optimizer)
+        task, optimizer = prepare(
+            accelerator, bare, optimizer, micro_batch=micro, accumulate=accumulate, clip=settings.clip
+        )
         stream = TrainStream(
             self.train,
             settings.view,
@@ -184,7 +200,15 @@ class Finetuning:
             subset=ids,
             need_labels=True,
         )
-        plan = Plan(settings.steps, accumulate, rate, settings.schedule, settings.clip, max(1, settings.steps // 20), settings.seed)
+        plan = Plan(
+            settings.steps,
+            accumulate,
+            rate,
+            settings.schedule,
+            settings.clip,
+            max(1, settings.steps // 20),
+            settings.seed,
+        )
         trainer, losses = Trainer(task, optimizer, stream, accelerator, plan), []
         with StepProgress(title, start=0, steps=settings.steps, shown=accelerator.is_main_process) as progress:
 
@@ -236,7 +260,10 @@ def choose_labels(labels: Ids, num_classes: int, per_class: int | None, seed: in
     for label in range(num_classes):
         members = np.flatnonzero(labels == label)
         if len(members) < per_class:
-            raise DataError(f"class {label} has {len(members)} labelled images, labels_per_class asks for {per_class}", fix=f"labels_per_class={len(members)}")
+            raise DataError(
+                f"class {label} has {len(members)} labelled images, labels_per_class asks for {per_class}",
+                fix=f"labels_per_class={len(members)}",
+            )
         parts.append(members[permutation(len(members), seed, label)[:per_class]])
     return np.sort(np.concatenate(parts)).astype(np.int64)
 
@@ -248,7 +275,10 @@ def split_held_out(ids: Ids, labels: Ids, share: float, seed: int) -> tuple[Ids,
         members = ids[labels[ids] == label]
         count = max(1, round(share * len(members)))
         if count >= len(members):
-            raise DataError(f"class {label} has {len(members)} labelled image(s): none is left beside the held-out ones", fix="learning_rates=[] or more labels_per_class")
+            raise DataError(
+                f"class {label} has {len(members)} labelled image(s): none is left beside the held-out ones",
+                fix="learning_rates=[] or more labels_per_class",
+            )
         held.append(members[permutation(len(members), seed, int(label), 1)[:count]])
     chosen = np.sort(np.concatenate(held))
     return np.setdiff1d(ids, chosen), chosen

@@ -13,7 +13,9 @@ from mpp.model.targets import color_classes, cut_patches, uniform_loss
 _SIGMA = 1.0  # width of the Gaussian in patches; the nearest neighbours dominate
 
 
-def trivial_baselines(images_B3HW: Tensor, ids_B: Tensor, patch: tuple[int, int], mask: RandomMask, bits: int) -> dict[str, float]:
+def trivial_baselines(
+    images_B3HW: Tensor, ids_B: Tensor, patch: tuple[int, int], mask: RandomMask, bits: int
+) -> dict[str, float]:
     """Measure the trivial predictions on uint8 images, under the corruption that training would draw.
 
     Losses in nats: ``uniform_loss`` (nothing known), ``marginal_loss`` (entropy of the colour classes, the best

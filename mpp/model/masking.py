@@ -39,7 +39,9 @@ class RandomMask:
     kind: Literal["random"] = "random"
     ratio: float = Field(0.5, gt=0, le=1, description="share of the patches that are corrupted")
     masked: float = Field(0.8, ge=0, le=1, description="share of those that become the mask token")
-    other: float = Field(0.1, ge=0, le=1, description="share of those that become another patch of the image; the rest stay")
+    other: float = Field(
+        0.1, ge=0, le=1, description="share of those that become another patch of the image; the rest stay"
+    )
 
     def counts(self, num_patches: int) -> Counts:
         """Return the exact counts for an image of ``num_patches``, halves rounded up."""

@@ -115,4 +115,6 @@ def zero_linear(width: int, num_outputs: int) -> nn.Linear:
 def _check_target(target: Target, patch: tuple[int, int]) -> None:
     side = getattr(target, "side", 1)
     if patch[0] % side or patch[1] % side:
-        raise ConfigError(f"task.target.side {side} does not divide the patch size {patch}", fix="task.target.side=2 or 1")
+        raise ConfigError(
+            f"task.target.side {side} does not divide the patch size {patch}", fix="task.target.side=2 or 1"
+        )

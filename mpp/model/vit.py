@@ -115,7 +115,9 @@ def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, in
 def _create(settings: VitConfig) -> VisionTransformer:
     if not settings.name.startswith("vit_") or not timm.is_model(settings.name):
         near = difflib.get_close_matches(settings.name, timm.list_models("vit_*"), n=1, cutoff=0.4)
-        raise ConfigError(f"vit.name: timm knows no {settings.name!r}", fix=f"vit.name={near[0] if near else 'vit_base_patch16_224'}")
+        raise ConfigError(
+            f"vit.name: timm knows no {settings.name!r}", fix=f"vit.name={near[0] if near else 'vit_base_patch16_224'}"
+        )
     overrides = {
         "patch_size": settings.patch_size,
         "embed_dim": settings.width,
@@ -135,7 +137,9 @@ def _create(settings: VitConfig) -> VisionTransformer:
     except (AssertionError, ValueError, TypeError, RuntimeError) as error:
         raise ConfigError(f"vit: timm cannot build {settings.name} with these settings: {error}") from error
     if not isinstance(model, VisionTransformer) or (settings.pool == "token" and not model.has_class_token):
-        raise ConfigError(f"vit.name: {settings.name} is no plain ViT with a class token", fix="vit.pool=mean or a vit_*_patch* name")
+        raise ConfigError(
+            f"vit.name: {settings.name} is no plain ViT with a class token", fix="vit.pool=mean or a vit_*_patch* name"
+        )
     height, width = model.patch_embed.patch_size
     if settings.image_size[0] % height or settings.image_size[1] % width:
         raise ConfigError(f"vit.image_size {settings.image_size} is not a multiple of the patch size {(height, width)}")

@@ -34,7 +34,9 @@ def draw_reconstructions(run: str, path: str, num_images: int) -> None:
     """
     settings = resolve(PretrainConfig, read_yaml(Path(run) / "config.yaml"), where=run)
     if not isinstance(settings.task, MaskedPatchesConfig):
-        raise ConfigError(f"{run} trained {settings.task.kind}, there are no patches to show", fix="a run of task.kind=masked_patches")
+        raise ConfigError(
+            f"{run} trained {settings.task.kind}, there are no patches to show", fix="a run of task.kind=masked_patches"
+        )
     task = MaskedPatches(Vit(settings.vit), settings.task, seed=settings.seed).eval()
     try:
         task.load_state_dict(load_file(newest_checkpoint(Path(run)) / "model.safetensors"))

@@ -2,12 +2,20 @@
 
 from pathlib import Path
 
+from mpp.evaluation.comparison import Comparison, Row
 from mpp.evaluation.statistics import Difference, Summary
 
-from mpp.evaluation.comparison import Comparison, Row
-
 TABLE = "table.md"
-_HEADER = ("labels per class", "arm", "top-1 %, mean [95 %]", "seeds", "against scratch, points [95 %]", "p", "rate", "images pretrained + fine-tuned")
+_HEADER = (
+    "labels per class",
+    "arm",
+    "top-1 %, mean [95 %]",
+    "seeds",
+    "against scratch, points [95 %]",
+    "p",
+    "rate",
+    "images pretrained + fine-tuned",
+)
 
 
 def write_table(comparison: Comparison, out: str) -> str:
@@ -21,7 +29,9 @@ def markdown(comparison: Comparison) -> str:
     """Return the comparison as a Markdown table with its notes below; columns are aligned for a terminal."""
     rows = [_HEADER, *(_cells(row) for row in comparison.rows)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join([*lines, "", *(f"* {note}" for note in comparison.notes)]).rstrip() + "\n"
 
@@ -45,5 +55,7 @@ def _mean(summary: Summary) -> str:
 
 
 def _points(difference: Difference) -> str:
-    interval = "" if difference.low is None or difference.high is None else f" [{difference.low:+.2f}, {difference.high:+.2f}]"
+    interval = (
+        "" if difference.low is None or difference.high is None else f" [{difference.low:+.2f}, {difference.high:+.2f}]"
+    )
     return f"{difference.mean:+.2f}{interval}"

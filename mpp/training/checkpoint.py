@@ -47,7 +47,9 @@ class CheckpointStore:
         try:
             write(temporary)
         except OSError as error:
-            raise DiskError(f"cannot save a checkpoint into {self.folder}: {error}", fix="free space, then the same command") from error
+            raise DiskError(
+                f"cannot save a checkpoint into {self.folder}: {error}", fix="free space, then the same command"
+            ) from error
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             _commit(temporary, self.folder / name, facts)
@@ -149,7 +151,9 @@ def load_backbone(source: str) -> Backbone:
     except (SafetensorError, OSError, KeyError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{path} is not a backbone that mpp wrote ({error})", fix=fix) from error
     if _weights_hash(weights) != header["sha256"]:
-        raise CheckpointError(f"{path} is damaged: its weights do not have the hash they were written with", fix="take another copy")
+        raise CheckpointError(
+            f"{path} is damaged: its weights do not have the hash they were written with", fix="take another copy"
+        )
     return Backbone(vit, weights, str(header["origin"]))
 
 

@@ -1,9 +1,11 @@
 """Processes and devices, through Accelerate: who runs, in which precision, and how a global batch is divided."""
 
+import os
 from typing import Literal, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 from torch.optim import Optimizer
 
@@ -15,8 +17,14 @@ Precision = Literal["auto", "fp32", "bf16"]
 def open_accelerator(precision: Precision) -> Accelerator:
     """Return the Accelerator of this process, whatever launched it; ``auto`` is bf16 on a GPU and fp32 elsewhere."""
     wanted = ("bf16" if torch.cuda.is_available() else "fp32") if precision == "auto" else precision
-    # Without `cpu`, Accelerate runs every process of a launch on CPUs as if it were alone.
-    return Accelerator(mixed_precision="no" if wanted == "fp32" else wanted, cpu=not torch.accelerator.is_available())
+    on_cpu = not torch.accelerator.is_available()
+    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    return Accelerator(
+        mixed_precision="no" if wanted == "fp32" else wanted,
+        # Without `cpu` every process of a launch on CPUs runs as if alone; with it DeepSpeed is left out.
+        cpu=on_cpu and not deepspeed,
+        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu and deepspeed else None,
+    )
 
 
 def divide_batch(global_batch: int, micro_batch: int | None, world: int) -> tuple[int, int]:
@@ -29,15 +37,32 @@ def divide_batch(global_batch: int, micro_batch: int | None, world: int) -> tupl
     return micro, global_batch // world // micro
 
 
-def prepare(accelerator: Accelerator, task: nn.Module, optimizer: Optimizer, micro_batch: int, accumulate: int) -> tuple[nn.Module, Optimizer]:
+def prepare(
+    accelerator: Accelerator,
+    task: nn.Module,
+    optimizer: Optimizer,
+    *,
+    micro_batch: int,
+    accumulate: int,
+    clip: float | None,
+) -> tuple[nn.Module, Optimizer]:
     """Move a task and its optimizer to the device and wrap them for DDP or DeepSpeed.
 
-    The data loader is not prepared: it is divided over processes already, so DeepSpeed is told the micro-batch.
+    The data loader is not prepared: it is divided over processes already, so DeepSpeed is told the micro-batch. It
+    is told the clipping too, which it does itself.
     """
     accelerator.gradient_accumulation_steps = accumulate
     plugin = accelerator.state.deepspeed_plugin
     if plugin is not None:
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = micro_batch
         plugin.deepspeed_config["gradient_accumulation_steps"] = accumulate
+        plugin.deepspeed_config["gradient_clipping"] = clip or 0.0
     prepared = accelerator.prepare(task, optimizer)
     return cast(tuple[nn.Module, Optimizer], prepared)
+
+
+def leave_together() -> None:
+    """Let the processes of a launch end together; gloo aborts where one leaves while others still talk."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()

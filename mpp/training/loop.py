@@ -37,7 +37,9 @@ class Trainer:
     ``on_log(step, values)`` gets the metrics of that very step, averaged over all processes.
     """
 
-    def __init__(self, task: nn.Module, optimizer: Optimizer, batches: Iterator[Batch], accelerator: Accelerator, plan: Plan) -> None:
+    def __init__(
+        self, task: nn.Module, optimizer: Optimizer, batches: Iterator[Batch], accelerator: Accelerator, plan: Plan
+    ) -> None:
         self.task, self.optimizer = task, optimizer
         self.batches, self.accelerator, self.plan = batches, accelerator, plan
         self._last_loss: Tensor | None = None
@@ -61,7 +63,10 @@ class Trainer:
     def check_finite(self, step: int) -> None:
         """Raise ``NumericsError`` where the last loss is not finite: such weights must be neither saved nor used."""
         if self._last_loss is not None and not bool(torch.isfinite(self._last_loss)):
-            raise NumericsError(f"the loss is {float(self._last_loss)} at step {step + 1}", fix="a lower learning rate, clip=1, or precision=fp32")
+            raise NumericsError(
+                f"the loss is {float(self._last_loss)} at step {step + 1}",
+                fix="a lower learning rate, clip=1, or precision=fp32",
+            )
 
     def _seed(self, step: int) -> None:
         torch.manual_seed((self.plan.seed * 1_000_003 + step) * 1_009 + self.accelerator.process_index)
@@ -84,7 +89,9 @@ class Trainer:
                     norm = self.accelerator.clip_grad_norm_(self.task.parameters(), self.plan.clip)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-            outputs.append(StepOutput(output.loss.detach(), {key: value.detach() for key, value in output.metrics.items()}))
+            outputs.append(
+                StepOutput(output.loss.detach(), {key: value.detach() for key, value in output.metrics.items()})
+            )
         return outputs, norm
 
     def _values(self, outputs: list[StepOutput], norm: Tensor | None) -> Values:
@@ -120,4 +127,6 @@ class Clock:
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Move a batch to a device."""
     labels = None if batch.labels is None else batch.labels.to(device, non_blocking=True)
-    return Batch(batch.images.to(device, non_blocking=True), labels, batch.ids.to(device, non_blocking=True), batch.epoch)
+    return Batch(
+        batch.images.to(device, non_blocking=True), labels, batch.ids.to(device, non_blocking=True), batch.epoch
+    )

@@ -51,7 +51,9 @@ OptimizerConfig = Annotated[AdamW | Adam | Sgd, Field(discriminator="kind")]
 class Schedule:
     """How the learning rate goes from the first step to the last."""
 
-    decay: Literal["cosine", "linear", "constant"] = Field("cosine", description="fall from the peak to zero after the warm-up")
+    decay: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="fall from the peak to zero after the warm-up"
+    )
     warmup_steps: int = Field(0, ge=0, description="steps of linear rise to the peak")
 
     def factor(self, step: int, num_steps: int) -> float:

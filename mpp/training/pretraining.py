@@ -47,7 +47,9 @@ class PretrainRecipe:
     schedule: Schedule = Schedule()
     steps: int = Field(100_000, gt=0, description="optimizer steps")
     global_batch: int = Field(1024, gt=0, description="images per step, over all processes")
-    micro_batch: int | None = Field(None, gt=0, description="images per forward pass of a process; null: no accumulation")
+    micro_batch: int | None = Field(
+        None, gt=0, description="images per forward pass of a process; null: no accumulation"
+    )
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: no clipping")
     precision: Precision = Field("auto", description="auto: bf16 on a GPU, fp32 on a CPU")
     seed: int = Field(0, ge=0, description="seed of weights, order, views and masks")
@@ -73,7 +75,10 @@ def pretrain(settings: PretrainConfig) -> None:
     """
     shards = open_shards(settings.shards, settings.split)
     if isinstance(settings.task, ClassificationConfig) and shards.classes is None:
-        raise DataError(f"{settings.shards} carries no labels, task.kind=classification needs them", fix="mpp-shard SOURCE OUT labels=folders")
+        raise DataError(
+            f"{settings.shards} carries no labels, task.kind=classification needs them",
+            fix="mpp-shard SOURCE OUT labels=folders",
+        )
     accelerator = open_accelerator(settings.precision)
     divide_batch(settings.global_batch, settings.micro_batch, accelerator.num_processes)
     torch.manual_seed(settings.seed)
@@ -97,11 +102,15 @@ def pretrain(settings: PretrainConfig) -> None:
 class _Pretraining:
     """One run while it lasts: where it starts, what happens between steps, what it leaves."""
 
-    def __init__(self, settings: PretrainConfig, shards: ShardSet, task: nn.Module, accelerator: Accelerator, run: Run | None) -> None:
+    def __init__(
+        self, settings: PretrainConfig, shards: ShardSet, task: nn.Module, accelerator: Accelerator, run: Run | None
+    ) -> None:
         self.settings, self.shards, self.accelerator, self.run = settings, shards, accelerator, run
         micro, accumulate = divide_batch(settings.global_batch, settings.micro_batch, accelerator.num_processes)
         optimizer = build_optimizer(task, settings.optimizer)
-        self.task, self.optimizer = prepare(accelerator, task, optimizer, micro, accumulate)
+        self.task, self.optimizer = prepare(
+            accelerator, task, optimizer, micro_batch=micro, accumulate=accumulate, clip=settings.clip
+        )
         self.store = CheckpointStore(Path(settings.out) / CHECKPOINTS, accelerator)
         self.start = self._resume()
         self.stream = TrainStream(
@@ -135,15 +144,23 @@ class _Pretraining:
             _note_baselines(self.run, self.shards, settings)
         trainer = Trainer(self.task, self.optimizer, self.stream, self.accelerator, self.plan)
         clock = Clock(settings.global_batch)
-        with StopSignals() as stops, StepProgress("pretrain", start=self.start, steps=settings.steps, shown=shown) as progress:
+        with (
+            StopSignals() as stops,
+            StepProgress("pretrain", start=self.start, steps=settings.steps, shown=shown) as progress,
+        ):
 
             def before_step(step: int) -> None:
-                stop = (step % settings.log_every == 0 or self.accelerator.num_processes == 1) and stops.agreed(self.accelerator)
+                stop = (step % settings.log_every == 0 or self.accelerator.num_processes == 1) and stops.agreed(
+                    self.accelerator
+                )
                 if stop or (step % settings.save_every == 0 and step > self.start):
                     trainer.check_finite(step - 1)
                     self._save(step)
                 if stop:
-                    raise Stopped(f"stopped by {stops.received or 'a signal to another process'}, saved at step {step}", fix="the same command continues")
+                    raise Stopped(
+                        f"stopped by {stops.received or 'a signal to another process'}, saved at step {step}",
+                        fix="the same command continues",
+                    )
                 if step == self.start:
                     clock.start(step, self.stream.waited)
 
@@ -169,7 +186,10 @@ class _Pretraining:
             return 0
         folder, facts = found
         if facts["fingerprint"] != self.shards.fingerprint:
-            raise DataError(f"{self.settings.shards} is not the shard set that {folder} was trained on", fix="the old shards, or out=ANOTHER")
+            raise DataError(
+                f"{self.settings.shards} is not the shard set that {folder} was trained on",
+                fix="the old shards, or out=ANOTHER",
+            )
         self.accelerator.load_state(str(folder))
         self.accelerator.print(f"continuing from {folder}", flush=True)
         return int(facts["step"])
@@ -197,7 +217,9 @@ def _note_baselines(run: Run, shards: ShardSet, settings: PretrainConfig) -> Non
     if path.exists() or not isinstance(settings.task, MaskedPatchesConfig):
         return
     subset = np.sort(permutation(shards.samples, settings.seed)[:_BASELINE_IMAGES])
-    batches = evaluation_batches(shards, settings.view, settings.vit.image_size, batch=100, rank=0, world=1, workers=0, subset=subset)
+    batches = evaluation_batches(
+        shards, settings.view, settings.vit.image_size, batch=100, rank=0, world=1, workers=0, subset=subset
+    )
     parts = [(batch.images[batch.ids >= 0], batch.ids[batch.ids >= 0]) for batch in batches]
     images, ids = (torch.cat(column) for column in zip(*parts, strict=True))
     bits = getattr(settings.task.target, "bits", 3)

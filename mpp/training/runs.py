@@ -1,10 +1,10 @@
 """A run's folder: its settings, its environment, its metrics and its status.
 
-    config.yaml        every setting, written before the first step; a run is continued only with the same ones
-    environment.json   versions and devices
-    metrics.jsonl      one line a log step; a function of the settings alone, so equal for equal runs
-    timing.jsonl       the same steps with what the clock said
-    STATUS             running, finished, or stopped by ...
+config.yaml        every setting, written before the first step; a run is continued only with the same ones
+environment.json   versions and devices
+metrics.jsonl      one line a log step; a function of the settings alone, so equal for equal runs
+timing.jsonl       the same steps with what the clock said
+STATUS             running, finished, or stopped by ...
 """
 
 import fcntl
@@ -82,7 +82,9 @@ def _locked(folder: Path) -> TextIO:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
     except OSError as error:
-        raise DiskError(f"cannot use {folder} as a run folder: {error.strerror}", fix="out=FOLDER that can be written") from error
+        raise DiskError(
+            f"cannot use {folder} as a run folder: {error.strerror}", fix="out=FOLDER that can be written"
+        ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -102,10 +104,14 @@ def _same_settings(path: Path, settings: dict[str, Any]) -> None:
     """Write the settings, or compare them with those that the run began with."""
     if path.exists():
         old = read_yaml(path)
-        changed = [line for line in _differences(old, settings, "") if line.split(":")[0].rpartition(".")[2] not in _FREE]
+        changed = [
+            line for line in _differences(old, settings, "") if line.split(":")[0].rpartition(".")[2] not in _FREE
+        ]
         if changed:
             listed = "".join(f"\n  {line}" for line in changed)
-            raise ConfigError(f"{path.parent} was begun with other settings:{listed}", fix="the old settings, or out=ANOTHER")
+            raise ConfigError(
+                f"{path.parent} was begun with other settings:{listed}", fix="the old settings, or out=ANOTHER"
+            )
     temporary = path.with_suffix(".writing")
     temporary.write_text(yaml.safe_dump(settings, sort_keys=False))
     temporary.replace(path)
@@ -114,7 +120,9 @@ def _same_settings(path: Path, settings: dict[str, Any]) -> None:
 def _differences(old: Any, new: Any, key: str) -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         names = dict.fromkeys([*old, *new])
-        return [line for name in names for line in _differences(old.get(name), new.get(name), f"{key}.{name}".strip("."))]
+        return [
+            line for name in names for line in _differences(old.get(name), new.get(name), f"{key}.{name}".strip("."))
+        ]
     return [] if old == new else [f"{key}: was {old!r}, now {new!r}"]
 
 
@@ -127,4 +135,10 @@ def _environment() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {"python": sys.version.split()[0], "system": platform.platform(), "cpus": os.cpu_count(), "gpus": devices, "packages": versions}
+    return {
+        "python": sys.version.split()[0],
+        "system": platform.platform(),
+        "cpus": os.cpu_count(),
+        "gpus": devices,
+        "packages": versions,
+    }

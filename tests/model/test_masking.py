@@ -28,8 +28,12 @@ def test_counts_are_exact_for_every_grid_and_share(num_patches: int, ratio: floa
     assert drawn.sources_BO.numel() == 0 or (0 <= drawn.sources_BO.min() and drawn.sources_BO.max() < num_patches)
 
 
-@pytest.mark.parametrize(("num_patches", "expected"), [(196, (78, 10, 10)), (64, (26, 3, 3)), (16, (6, 1, 1)), (256, (102, 13, 13))])
-def test_default_counts_are_half_of_the_patches_split_80_10_10(num_patches: int, expected: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize(
+    ("num_patches", "expected"), [(196, (78, 10, 10)), (64, (26, 3, 3)), (16, (6, 1, 1)), (256, (102, 13, 13))]
+)
+def test_default_counts_are_half_of_the_patches_split_80_10_10(
+    num_patches: int, expected: tuple[int, int, int]
+) -> None:
     assert RandomMask().counts(num_patches) == expected
 
 

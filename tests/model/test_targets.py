@@ -60,7 +60,9 @@ def test_cells_of_a_downsized_patch_are_its_quarters() -> None:
     cells = DownsizedColors(side=2)._cells(patch)[0, 0]
     for row in range(2):
         for column in range(2):
-            assert torch.equal(cells[2 * row + column], patch[0, 0, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2])
+            assert torch.equal(
+                cells[2 * row + column], patch[0, 0, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+            )
 
 
 @pytest.mark.parametrize("target", [MeanColor(), DownsizedColors(side=2)])

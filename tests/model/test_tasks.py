@@ -14,7 +14,10 @@ from mpp.model.tasks import Classification, ClassificationConfig, MaskedPatches,
 from mpp.model.vit import Vit, VitConfig
 from mpp.stream.loader import Batch
 
-VIT = resolve(VitConfig, {"name": "vit_tiny_patch16_224", "image_size": (8, 8), "patch_size": 2, "width": 16, "depth": 2, "heads": 2})
+VIT = resolve(
+    VitConfig,
+    {"name": "vit_tiny_patch16_224", "image_size": (8, 8), "patch_size": 2, "width": 16, "depth": 2, "heads": 2},
+)
 
 
 @pytest.fixture

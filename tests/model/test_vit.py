@@ -20,7 +20,9 @@ def images() -> torch.Tensor:
     return torch.randint(0, 256, (2, 3, 8, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("changes", [{}, {"pool": "mean"}, {"positions": "sincos2d"}, {"name": "vit_small_patch14_reg4_dinov2"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"pool": "mean"}, {"positions": "sincos2d"}, {"name": "vit_small_patch14_reg4_dinov2"}]
+)
 def test_features_equal_timms_own_forward(images: torch.Tensor, changes: dict[str, object]) -> None:
     vit = Vit(tiny(**changes)).eval()
     expected = vit.timm.forward_features(images / 127.5 - 1)

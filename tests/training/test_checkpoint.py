@@ -11,9 +11,18 @@ from safetensors.torch import save_file
 from mpp.config import resolve
 from mpp.errors import CheckpointError, DiskError
 from mpp.model.vit import Vit, VitConfig
-from mpp.training.checkpoint import CheckpointStore, complete_checkpoints, load_backbone, newest_checkpoint, save_backbone
+from mpp.training.checkpoint import (
+    CheckpointStore,
+    complete_checkpoints,
+    load_backbone,
+    newest_checkpoint,
+    save_backbone,
+)
 
-VIT = resolve(VitConfig, {"name": "vit_tiny_patch16_224", "image_size": (8, 8), "patch_size": 4, "width": 16, "depth": 1, "heads": 2})
+VIT = resolve(
+    VitConfig,
+    {"name": "vit_tiny_patch16_224", "image_size": (8, 8), "patch_size": 4, "width": 16, "depth": 1, "heads": 2},
+)
 
 
 @pytest.fixture

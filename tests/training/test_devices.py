@@ -10,7 +10,9 @@ from mpp.training.devices import divide_batch
     ("global_batch", "micro", "world", "expected"),
     [(64, None, 1, (64, 1)), (64, None, 4, (16, 1)), (64, 8, 2, (8, 4)), (64, 100, 2, (32, 1))],
 )
-def test_processes_times_micro_batches_make_the_global_batch(global_batch: int, micro: int | None, world: int, expected: tuple[int, int]) -> None:
+def test_processes_times_micro_batches_make_the_global_batch(
+    global_batch: int, micro: int | None, world: int, expected: tuple[int, int]
+) -> None:
     assert divide_batch(global_batch, micro, world) == expected
     assert expected[0] * expected[1] * world == global_batch
 

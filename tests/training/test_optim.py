@@ -10,7 +10,10 @@ from mpp.model.tasks import MaskedPatches, MaskedPatchesConfig
 from mpp.model.vit import Vit, VitConfig
 from mpp.training.optim import Adam, AdamW, Schedule, Sgd, build_optimizer
 
-VIT = resolve(VitConfig, {"name": "vit_tiny_patch16_224", "image_size": (8, 8), "patch_size": 4, "width": 16, "depth": 2, "heads": 2})
+VIT = resolve(
+    VitConfig,
+    {"name": "vit_tiny_patch16_224", "image_size": (8, 8), "patch_size": 4, "width": 16, "depth": 2, "heads": 2},
+)
 
 
 @pytest.fixture

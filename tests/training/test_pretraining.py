@@ -20,7 +20,15 @@ from mpp.training.runs import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TINY = {
-    "vit": {"name": "vit_tiny_patch16_224", "image_size": [8, 8], "patch_size": 2, "width": 16, "depth": 2, "heads": 2, "drop_path": 0.1},
+    "vit": {
+        "name": "vit_tiny_patch16_224",
+        "image_size": [8, 8],
+        "patch_size": 2,
+        "width": 16,
+        "depth": 2,
+        "heads": 2,
+        "drop_path": 0.1,
+    },
     "view": {"crop": "pad"},
     "optimizer": {"learning_rate": 0.003},
     "steps": 20,
@@ -71,7 +79,9 @@ def test_a_run_leaves_metrics_baselines_and_a_backbone(undisturbed: Path) -> Non
     assert newest_checkpoint(undisturbed).name == "step-000000020"
 
 
-def test_the_same_command_after_the_end_changes_nothing(undisturbed: Path, tiny_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_command_after_the_end_changes_nothing(
+    undisturbed: Path, tiny_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = (undisturbed / "backbone.safetensors").stat().st_mtime_ns
     pretrain(settings(tiny_shards, undisturbed))
     assert "finished already" in capsys.readouterr().out
@@ -111,7 +121,12 @@ def kill_at(process: "subprocess.Popen[str]", out: Path, step: int, number: int 
 
 def start(arguments: list[str]) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, *arguments], start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+        [sys.executable, *arguments],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
     )
 
 
@@ -120,7 +135,9 @@ def test_a_run_killed_twice_and_continued_is_the_same_run(undisturbed: Path, tin
     # Many log lines between two checkpoints: the kill falls in the middle of an epoch and of an interval.
     for step in (8, 13):
         assert kill_at(start(command(tiny_shards, out)), out, step) == -signal.SIGKILL
-    done = subprocess.run([sys.executable, *command(tiny_shards, out)], capture_output=True, text=True, cwd=ROOT, check=True)
+    done = subprocess.run(
+        [sys.executable, *command(tiny_shards, out)], capture_output=True, text=True, cwd=ROOT, check=True
+    )
     assert "continuing from" in done.stdout
     assert_same_run(undisturbed, out)
 
@@ -136,7 +153,12 @@ def test_a_run_stopped_by_sigterm_saves_and_continues(undisturbed: Path, tiny_sh
 
 @pytest.mark.slow
 def test_two_processes_take_the_steps_of_one_and_resume_to_the_bit(tiny_shards: Path, tmp_path: Path) -> None:
-    launch = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs" / "accelerate" / "cpu_2_processes.yaml")]
+    launch = [
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(ROOT / "configs" / "accelerate" / "cpu_2_processes.yaml"),
+    ]
     calm = ("vit.drop_path=0",)
     whole, cut, moved = tmp_path / "whole", tmp_path / "cut", tmp_path / "moved"
     subprocess.run([sys.executable, *launch, *command(tiny_shards, whole, *calm)], check=True, cwd=ROOT)

@@ -1,0 +1,1 @@
+"""Numbers in, pages out: pictures of what a model sees, curves, and tables."""

@@ -1,0 +1,120 @@
+"""Opening finds every cut, verifying finds every flipped bit, and both name the shard."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mpp.errors import DataError
+from mpp.shards.engines import shard_corpus
+from mpp.shards.layout import ShardOptions
+from mpp.shards.shardset import fingerprint, open_shards, read_members, split_names, verify
+
+
+@pytest.fixture
+def root(corpus: Callable[..., Path], tmp_path: Path) -> Path:
+    """A set of 2 + 1 shards of 10, 10 and 3 samples with two classes."""
+    train = [f"train/{'ab'[number % 2]}/{number}.jpg" for number in range(20)]
+    source = corpus(*train, *(f"test/a/{number}.jpg" for number in range(3)))
+    shard_corpus(ShardOptions(source=str(source), out=tmp_path / "out", shard_samples=10, workers=0))
+    return tmp_path / "out"
+
+
+def test_a_set_opens_with_its_counts_classes_and_tables(root: Path) -> None:
+    assert split_names(root) == ("test", "train")
+    shards = open_shards(root, "train")
+    assert (shards.samples, shards.classes) == (20, ("a", "b"))
+    assert [shard.name for shard in shards.shards] == ["train/train-000000.tar", "train/train-000001.tar"]
+    assert shards.shards[0].members == ("cls", "jpg", "json")
+    assert shards.fingerprint == fingerprint(shards.shards) != open_shards(root, "test").fingerprint
+    labels = []
+    for number, shard in enumerate(shards.shards):
+        table, raw = read_members(shards, number), (root / shard.name).read_bytes()
+        assert table.shape == (shard.samples, 3)
+        labels += [int(raw[offset : offset + size]) for offset, size, _ in table[:, 0].tolist()]
+    assert sorted(labels) == [0] * 10 + [1] * 10
+
+
+def test_a_truncated_shard_is_named_before_anything_is_read(root: Path) -> None:
+    shards = open_shards(root, "train")
+    path = root / shards.shards[1].name
+    fourth = int(read_members(shards, 1)["offset"][4, 0]) - 512
+    for size in (fourth, fourth + 100, fourth + 600):
+        with open(path, "r+b") as file:
+            file.truncate(size)
+        with pytest.raises(DataError, match=rf"train-000001\.tar: 4 of 10 samples, {size} of \d+ bytes") as caught:
+            open_shards(root, "train")
+        assert "fix: " in str(caught.value)
+    assert open_shards(root, "test").samples == 3
+
+
+def test_missing_shards_tables_splits_and_sets_are_named(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no split 'val', it has test, train"):
+        open_shards(root, "val")
+    (root / ".mpp/train/train-000000.members").unlink()
+    with pytest.raises(DataError, match=r"train-000000\.members: No such file"):
+        read_members(open_shards(root, "train"), 0)
+    (root / "test/test-000000.tar").unlink()
+    with pytest.raises(DataError, match=r"test-000000\.tar: No such file"):
+        open_shards(root, "test")
+    (root / "index.json").unlink()
+    with pytest.raises(DataError, match="sharding has not finished"):
+        split_names(root)
+    with pytest.raises(DataError, match="no shards here"):
+        split_names(tmp_path / "nothing")
+
+
+def test_verify_is_silent_about_an_intact_set(root: Path) -> None:
+    for full in (False, True):
+        report = verify(root, full)
+        assert (report.shards, report.samples, report.problems) == (3, 23, ())
+
+
+@pytest.mark.parametrize("where", ["header", "cls", "jpg", "json", "end"])
+def test_verify_finds_one_flipped_bit_anywhere(root: Path, where: str) -> None:
+    shards = open_shards(root, "train")
+    path = root / shards.shards[0].name
+    table = read_members(shards, 0)
+    column = {"header": 0, "cls": 0, "jpg": 1, "json": 2, "end": 2}[where]
+    offset = int(table["offset"][7, column])
+    position = {"header": offset - 510, "end": path.stat().st_size - 1}.get(where, offset)
+    raw = bytearray(path.read_bytes())
+    raw[position] ^= 1
+    path.write_bytes(raw)
+    assert verify(root, full=False).problems == ()
+    problems = verify(root, full=True).problems
+    assert problems[-1] == "train/train-000000.tar: sha256 differs from its record"
+    payload_hit = where in ("cls", "jpg", "json")
+    assert (
+        f"train/train-000000.tar: sample 7 (key 000000007): {where} differs from its record" in problems
+    ) == payload_hit
+
+
+def test_verify_finds_a_tar_that_nobody_listed(root: Path) -> None:
+    (root / "train/train-000002.tar").write_bytes(b"")
+    assert verify(root, full=False).problems == ("train/train-000002.tar: not in index.json",)
+
+
+def test_verify_finds_records_that_disagree(root: Path) -> None:
+    path = root / ".mpp/train/train-000000.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"samples": 9}))
+    assert verify(root, full=False).problems == ("train/train-000000.tar: commit record and index.json differ",)
+    path.write_text("{")
+    assert "commit record cannot be read" in verify(root, full=False).problems[0]
+
+
+def test_verify_finds_an_image_that_was_damaged_before_it_was_hashed(root: Path) -> None:
+    index = json.loads((root / "index.json").read_text())
+    entry = index["shardlist"][0]
+    path = root / entry["url"]
+    members = root / ".mpp/test/test-000000.members"
+    table = np.fromfile(members, np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4")])).reshape(3, 3)
+    table["size"][1, 1] -= 100
+    members.write_bytes(table.tobytes())
+    problems = verify(root, full=True).problems
+    assert path.exists() and problems == (
+        "test/test-000000.tar: sample 1 (key 000000001): jpg differs from its record",
+    )

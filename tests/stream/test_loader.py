@@ -1,0 +1,217 @@
+"""The same batches for every world size, number of workers and restart; evaluation sees each image once."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mpp.errors import ConfigError, DataError
+from mpp.shards.shardset import ShardSet
+from mpp.stream.loader import PADDING, Batch, TrainStream, evaluation_batches
+from mpp.stream.reader import ShardReader
+from mpp.stream.views import ViewConfig, eval_view
+
+SIZE = (12, 16)
+VIEW = ViewConfig()
+
+
+def open_stream(shards: ShardSet, **settings: Any) -> TrainStream:
+    return TrainStream(shards, VIEW, SIZE, **{"seed": 5, "global_batch": 8, "micro_batch": 4} | settings)
+
+
+def equal(some: Batch, other: Batch) -> bool:
+    assert some.labels is not None and other.labels is not None
+    tensors = zip((some.images, some.labels, some.ids), (other.images, other.labels, other.ids), strict=True)
+    return all(torch.equal(a, b) for a, b in tensors) and some.epoch == other.epoch
+
+
+def take(stream: Iterator[Batch], count: int) -> list[Batch]:
+    return list(islice(stream, count))
+
+
+def test_an_epoch_sees_each_sample_once_at_most_with_its_own_label(shards: ShardSet) -> None:
+    stream = open_stream(shards)
+    labels = ShardReader(shards).labels()
+    batches = take(stream, 2 * stream.steps_per_epoch * 2)
+    assert stream.steps_per_epoch == 37 // 8
+    assert [batch.epoch for batch in batches] == [0] * 8 + [1] * 8
+    for epoch in (batches[:8], batches[8:]):
+        ids = torch.cat([batch.ids for batch in epoch])
+        assert len(ids.unique()) == len(ids) == 32
+    for batch in batches:
+        assert batch.images.shape == (4, 3, *SIZE) and batch.images.dtype == torch.uint8
+        assert batch.images.is_contiguous() and batch.labels is not None
+        assert batch.labels.tolist() == labels[batch.ids].tolist()
+
+
+@pytest.mark.parametrize("start", [1, 3, 4, 9])
+def test_a_stream_begun_later_is_the_tail_of_one_begun_at_zero(shards: ShardSet, start: int) -> None:
+    whole = take(open_stream(shards), 2 * (start + 5))
+    tail = take(open_stream(shards, start_step=start), 10)
+    assert all(equal(a, b) for a, b in zip(tail, whole[2 * start :], strict=True))
+
+
+@pytest.mark.parametrize("world", [2, 4, 8])
+def test_ranks_together_read_the_batches_of_one_process(shards: ShardSet, world: int) -> None:
+    alone = take(open_stream(shards, micro_batch=8), 6)
+    ranks = [take(open_stream(shards, micro_batch=8 // world, rank=rank, world=world), 6) for rank in range(world)]
+    for step, batch in enumerate(alone):
+        for name in ("images", "ids"):
+            together = torch.stack([getattr(ranks[rank][step], name) for rank in range(world)], dim=1)
+            assert torch.equal(together.flatten(0, 1), getattr(batch, name))
+
+
+def test_workers_change_nothing_and_end_with_the_stream(shards: ShardSet) -> None:
+    generator = torch.random.get_rng_state()
+    stream = open_stream(shards, workers=2)
+    batches = take(stream, 20)
+    assert all(equal(a, b) for a, b in zip(batches, take(open_stream(shards), 20), strict=True))
+    assert torch.equal(generator, torch.random.get_rng_state())
+    assert stream.waited > 0
+    stream.close()
+    assert multiprocessing.active_children() == []
+
+
+def test_signals_to_the_whole_group_leave_the_workers_at_work(shards: ShardSet) -> None:
+    stream = open_stream(shards, workers=2)
+    take(stream, 1)
+    for worker in multiprocessing.active_children():
+        assert worker.pid is not None
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(worker.pid, number)
+    time.sleep(0.2)
+    assert len(take(stream, 40)) == 40
+    stream.close()
+
+
+def test_a_killed_worker_is_an_error(shards: ShardSet) -> None:
+    stream = open_stream(shards, workers=1, timeout=60)
+    take(stream, 1)
+    (worker,) = multiprocessing.active_children()
+    worker.kill()
+    begin = time.monotonic()
+    with pytest.raises(DataError, match="a data worker is lost or stuck"):
+        take(stream, 40)
+    assert time.monotonic() - begin < 15
+
+
+def test_workers_do_not_outlive_a_killed_main_process(shards: ShardSet) -> None:
+    program = (
+        "import multiprocessing, pathlib, time\n"
+        "from mpp.shards.shardset import open_shards\n"
+        "from mpp.stream.loader import TrainStream\n"
+        "from mpp.stream.views import ViewConfig\n"
+        f"shards = open_shards(pathlib.Path({str(shards.root)!r}), 'train')\n"
+        "stream = TrainStream(shards, ViewConfig(), (8, 8), seed=0, global_batch=8, micro_batch=8, workers=1)\n"
+        "next(stream)\n"
+        "print(multiprocessing.active_children()[0].pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as main:
+        assert main.stdout is not None
+        worker = int(main.stdout.readline())
+        main.kill()
+        main.wait()
+    deadline = time.monotonic() + 10
+    while is_running(worker) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not is_running(worker)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_worker_stuck_on_its_storage_is_an_error_and_ends(tmp_path: Path, make_set: Callable[..., ShardSet]) -> None:
+    shards = make_set(tmp_path, "none", images=4)
+    tar = shards.root / shards.shards[0].name
+    tar.unlink()
+    os.mkfifo(tar)  # opening it waits for a writer that never comes
+    begin = time.monotonic()
+    with pytest.raises(DataError, match="no batch within 2 seconds"):
+        take(open_stream(shards, global_batch=4, workers=1, timeout=2), 1)
+    assert multiprocessing.active_children() == []
+    assert time.monotonic() - begin < 20
+
+
+def test_the_state_names_epoch_samples_and_shards(shards: ShardSet) -> None:
+    state = open_stream(shards, start_step=6).state(9)
+    assert (state.epoch, state.samples_seen, state.fingerprint) == (2, 72, shards.fingerprint)
+
+
+def test_a_subset_is_all_that_is_seen(shards: ShardSet) -> None:
+    subset = np.array([30, 2, 17, 5, 8, 11, 36, 20, 21])
+    stream = open_stream(shards, subset=subset)
+    assert stream.steps_per_epoch == 1
+    seen = [set(torch.cat([batch.ids for batch in take(stream, 2)]).tolist()) for _ in range(6)]
+    assert all(len(ids) == 8 and ids < set(subset.tolist()) for ids in seen)
+    assert set.union(*seen) == set(subset.tolist())
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@pytest.mark.parametrize("batch", [1, 4, 64])
+def test_evaluation_covers_every_image_once_in_equal_batches(shards: ShardSet, world: int, batch: int) -> None:
+    view = ViewConfig(crop_fraction=1.0)
+    ranks = [list(evaluation_batches(shards, view, SIZE, batch=batch, rank=r, world=world)) for r in range(world)]
+    assert len({len(batches) for batches in ranks}) == 1
+    assert len({len(one.ids) for batches in ranks for one in batches}) == 1
+    reader, seen = ShardReader(shards), []
+    for one in (one for batches in ranks for one in batches):
+        assert one.labels is not None and len(one.ids) <= batch
+        for row, sample_id in enumerate(one.ids.tolist()):
+            if sample_id == PADDING:
+                assert one.labels[row] == PADDING and not one.images[row].any()
+            else:
+                seen.append(sample_id)
+                image, label = reader.read(sample_id)
+                assert one.labels[row] == label
+                assert torch.equal(one.images[row], eval_view(image, view, SIZE))
+    assert sorted(seen) == list(range(37))
+
+
+def test_evaluation_of_a_subset_with_workers_keeps_its_order(shards: ShardSet) -> None:
+    subset = np.array([9, 3, 33, 12, 1])
+    batches = list(evaluation_batches(shards, VIEW, SIZE, batch=2, workers=2, subset=subset))
+    assert [batch.ids.tolist() for batch in batches] == [[9, 3], [33, 12], [1, PADDING]]
+
+
+def test_a_set_without_labels_streams_images_and_refuses_classification(bare_shards: ShardSet) -> None:
+    assert take(open_stream(bare_shards), 1)[0].labels is None
+    with pytest.raises(DataError, match="carry no labels"):
+        open_stream(bare_shards, need_labels=True)
+
+
+def test_batches_that_do_not_divide_or_fill_are_refused(shards: ShardSet) -> None:
+    with pytest.raises(ConfigError, match="use 1, 2, 4, 8, 16"):
+        open_stream(shards, global_batch=16, world=3)
+    with pytest.raises(DataError, match="37 samples do not fill one global batch of 64"):
+        open_stream(shards, global_batch=64)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_sample_is_named(tmp_path: Path, make_set: Callable[..., ShardSet], workers: int) -> None:
+    shards = make_set(tmp_path, "none", images=4)
+    tar = shards.root / shards.shards[0].name
+    tar.chmod(0o644)
+    tar.write_bytes(tar.read_bytes().replace(b"\xff\xd8\xff", b"\xff\xd8\xfe"))
+    with pytest.raises(DataError, match=r"^train/train-000000.tar:\d: the jpg member is damaged"):
+        take(open_stream(shards, global_batch=4, workers=workers), 1)
+
+
+def test_an_image_that_cannot_be_decoded_is_named(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ShardReader, "read", lambda self, sample_id: (b"GIF89a, or so it says", 0))
+    with pytest.raises(DataError, match=r"^train/train-00000\d.tar:\d: the image cannot be decoded: Unidentified"):
+        take(open_stream(shards), 1)

@@ -1,0 +1,45 @@
+"""Every file in configs/ is one that its stage, or accelerate, accepts."""
+
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+
+from mpp.config import merge, read_yaml, resolve
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+LAUNCHERS = sorted((CONFIGS / "accelerate").iterdir())
+STAGES = sorted(file for file in CONFIGS.rglob("*") if file.is_file() and file not in LAUNCHERS)
+
+# folder: where its class is, and the settings that a person gives on the command line
+CLASSES = {
+    "corpus": ("mpp.shards.layout:ShardOptions", {"source": "images", "out": "shards"}),
+    "pretrain": ("mpp.training.pretraining:PretrainConfig", {"shards": "shards", "out": "run"}),
+    "transfer": ("mpp.evaluation.finetune:TransferConfig", {"backbone": "run", "shards": "shards", "out": "results"}),
+    "compare": ("mpp.evaluation.comparison:CompareConfig", {"shards": "shards", "out": "comparison"}),
+}
+
+
+def _name(file: Path) -> str:
+    return str(file.relative_to(CONFIGS))
+
+
+@pytest.mark.parametrize("file", STAGES, ids=_name)
+def test_the_stage_accepts_its_config(file: Path) -> None:
+    path, given = CLASSES[file.relative_to(CONFIGS).parts[0]]
+    module, _, cls = path.partition(":")
+    resolve(getattr(import_module(module), cls), merge(read_yaml(file), given), where=_name(file))
+
+
+@pytest.mark.parametrize("file", LAUNCHERS, ids=_name)
+def test_accelerate_accepts_its_config_which_holds_no_hyper_parameter(file: Path) -> None:
+    config = load_config_from_file(str(file))
+    assert config.mixed_precision == "no"
+    assert set(config.deepspeed_config) <= {"zero_stage"}
+    assert config.num_processes % config.num_machines == 0
+
+
+@pytest.mark.parametrize("file", [*STAGES, *LAUNCHERS], ids=_name)
+def test_a_config_says_first_what_it_is(file: Path) -> None:
+    assert file.suffix == ".yaml" and file.read_text().startswith("# ")

@@ -1,0 +1,93 @@
+"""``mpp-shard`` on real images, and its answers to bad command lines."""
+
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mpp.shard import main
+from mpp.shards.shardset import open_shards, verify
+
+DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
+
+
+def real(name: str) -> str:
+    """Return a folder of real images, or skip."""
+    if not (DATA / name).is_dir():
+        pytest.skip(f"no real images at {DATA / name}")
+    return str(DATA / name)
+
+
+def test_class_folders_of_real_images(tmp_path: Path) -> None:
+    assert main([real("imagenette"), str(tmp_path / "out")]) == 0
+    assert {split: open_shards(tmp_path / "out", split).samples for split in ("train", "test")} == {
+        "train": 3000,
+        "test": 1000,
+    }
+    assert len(open_shards(tmp_path / "out", "train").classes or ()) == 10
+    assert verify(tmp_path / "out", full=True).problems == ()
+
+
+@pytest.mark.slow
+def test_parquet_files_of_real_images(tmp_path: Path) -> None:
+    assert main([real("cifar10"), str(tmp_path / "out")]) == 0
+    train = open_shards(tmp_path / "out", "train")
+    assert (train.samples, len(train.shards), open_shards(tmp_path / "out", "test").samples) == (50_000, 50, 10_000)
+    assert train.classes is not None and train.classes[0] == "airplane"
+
+
+def test_odd_images_end_with_valid_shards_and_a_table_of_refusals(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([real("odd-images"), str(tmp_path / "out"), "workers=1"]) == 3
+    output = capsys.readouterr()
+    assert all(f"  {reason} " in output.out for reason in ("corrupt", "not_image", "too_large", "truncated"))
+    assert "images were refused" in output.err and "Traceback" not in output.err
+    assert verify(tmp_path / "out", full=True).problems == ()
+    assert open_shards(tmp_path / "out", "train").samples > 150
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 1_500_000  # KiB
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["missing", "OUT"], 2, "no such folder"),
+        (["empty", "OUT"], 3, "no images"),
+        (["list.txt", "OUT"], 2, "is a file"),
+        (["images"], 2, "out: required"),
+        (["images", "OUT", "qualty=90"], 2, "did you mean quality?"),
+        (["images", "OUT", "resize=big"], 2, "resize"),
+        (["images", "OUT", "labels=folders"], 2, "lies in no class folder"),
+        (["images", "images/OUT"], 2, "one inside the other"),
+    ],
+)
+def test_bad_input_is_one_message_with_its_exit_code_and_nothing_is_written(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "1.jpg").write_bytes(b"x")
+    (tmp_path / "list.txt").write_text("x")
+    before = sorted(tmp_path.rglob("*"))
+    assert main(words) == code
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and "Traceback" not in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_help_is_quick_and_without_torch() -> None:
+    program = "import sys, mpp.shard\ntry: mpp.shard.main(['--help'])\nexcept SystemExit: print(sorted(sys.modules))"
+    begin = time.monotonic()
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert time.monotonic() - begin < 2  # 0.2 s on an idle machine; 0.5 s is the promise
+    assert "max_refused" in output
+    assert not {"'torch'", "'datasets'", "'PIL'", "'pyarrow'"} & set(output.splitlines()[-1].strip("[]").split(", "))
