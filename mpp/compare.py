@@ -10,13 +10,17 @@ mean, 95 % interval, paired difference to scratch. The same command continues a 
 
 
 def run(argv: Sequence[str]) -> None:
-    """Parse the settings, compare, print and write the table."""
+    """Parse the settings, compare, print the table and write the report."""
+    from accelerate import PartialState
+
     from mpp.evaluation.comparison import CompareConfig, compare
-    from mpp.report.table import write_table
+    from mpp.report.table import write_report
     from mpp.training.devices import leave_together
 
     settings = parse(CompareConfig, argv, prog="mpp compare", about=ABOUT)
-    print(write_table(compare(settings), settings.out))
+    comparison = compare(settings)
+    if PartialState().is_main_process:
+        print(write_report(comparison, settings.out))
     leave_together()
 
 

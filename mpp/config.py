@@ -68,20 +68,24 @@ def parse(cls: type[T], argv: Sequence[str], *, prog: str, about: str, positiona
         tree = merge(tree, read_yaml(Path(file)))
     for override in overrides:
         tree = merge(tree, _parse_override(override))
-    resolved = resolve(cls, tree, where=prog)
+    resolved = resolve(cls, tree, where=prog, fix=f"{prog} --help")
     if "--print-config" in flags:
         print(yaml.safe_dump(dump(resolved), sort_keys=False), end="")
         raise SystemExit(0)
     return resolved
 
 
-def resolve(cls: type[T], tree: Mapping[str, Any], *, where: str = "config") -> T:
-    """Validate a tree of plain values into ``cls``; raise ``ConfigError`` listing every mistake on its own line."""
+def resolve(cls: type[T], tree: Mapping[str, Any], *, where: str = "config", fix: str = "") -> T:
+    """Validate a tree of plain values into ``cls``.
+
+    Raises ``ConfigError`` listing every mistake on its own line, after ``where`` they are and before the ``fix``.
+    """
     try:
         return pydantic.TypeAdapter(cls).validate_python(_with_default_kinds(cls, dict(tree)))
     except pydantic.ValidationError as error:
         lines = [_explain(cls, detail) for detail in error.errors()]
-    raise ConfigError(f"{where}: {len(lines)} setting(s) cannot be used\n" + "\n".join(f"  {line}" for line in lines))
+    listed = "\n".join(f"  {line}" for line in lines)
+    raise ConfigError(f"{where}: {len(lines)} setting(s) cannot be used\n{listed}", fix=fix)
 
 
 def dump(resolved: Any) -> Tree:

@@ -76,9 +76,8 @@ def write_digits(folder: Path) -> None:
 
 
 def _farewell(out: Path, commands: list[list[str]]) -> None:
-    print(
-        f"\nThe table above is {out / 'comparison' / 'table.md'}; what the model predicts is {out / 'reconstructions.png'}."
-    )
+    table, picture = out / "comparison" / "table.md", out / "reconstructions.png"
+    print(f"\nThe table above is {table}; what the model predicts is {picture}.")
     print(
         "\nThe same with your own images (their folders may be flat; labels are needed for the last command alone):\n"
     )

@@ -6,7 +6,7 @@ from mpp.config import parse
 from mpp.errors import exit_code_of
 
 ABOUT = """Pretrain a Vision Transformer on shards by masked patch prediction (or by supervised classification).
-One process: mpp pretrain; many: accelerate launch mpp/pretrain.py. The same command continues a run that was cut off."""
+One process: mpp pretrain; many: accelerate launch mpp/pretrain.py. The same command continues a run cut off."""
 
 
 def run(argv: Sequence[str]) -> None:

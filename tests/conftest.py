@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -22,7 +23,9 @@ def data() -> Path:
     """Folder of the real images: $MPP_TEST_DATA, or shared/data beside the repository."""
     folder = Path(os.environ.get("MPP_TEST_DATA", ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
-        pytest.skip(f"no real images at {folder}; set MPP_TEST_DATA to a folder with cifar10/ and odd-images/")
+        pytest.skip(
+            f"no real images at {folder}; set MPP_TEST_DATA to a folder with cifar10/, imagenette/, odd-images/"
+        )
     return folder
 
 
@@ -43,3 +46,40 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.fromarray(pixels).save(folder / f"{number:03d}.png")
     shard_corpus(ShardOptions(source=str(root / "images"), out=root / "set", shard_samples=10, workers=0))
     return root / "set"
+
+
+@pytest.fixture(scope="session")
+def bare_tiny_shards(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images of ``tiny_shards`` in shards without labels. Read only."""
+    from mpp.shards.engines import shard_corpus
+    from mpp.shards.layout import ShardOptions
+
+    out = tmp_path_factory.mktemp("bare") / "set"
+    shard_corpus(ShardOptions(source=str(tiny_shards.parent / "images"), out=out, labels="none", workers=0))
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_vit() -> dict[str, Any]:
+    """The ``vit`` settings that suit ``tiny_shards``."""
+    return {
+        "name": "vit_tiny_patch16_224",
+        "image_size": [8, 8],
+        "patch_size": 2,
+        "width": 16,
+        "depth": 2,
+        "heads": 2,
+        "pool": "mean",
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_shards: Path, tiny_vit: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of masked patch prediction on ``tiny_shards``, 2 steps. Read only."""
+    from mpp.config import resolve
+    from mpp.training.pretraining import PretrainConfig, pretrain
+
+    out = tmp_path_factory.mktemp("tiny_run") / "run"
+    tree = {"shards": str(tiny_shards), "out": str(out), "vit": tiny_vit, "steps": 2, "global_batch": 16, "workers": 0}
+    pretrain(resolve(PretrainConfig, tree))
+    return out

@@ -168,7 +168,8 @@ def test_a_required_setting_that_is_missing_is_told() -> None:
 def test_every_mistake_is_told_at_once() -> None:
     lines = _message(lambda: _parse("steps=0", "model.widht=3", "optimizer.betas=1", "zzz=1")).splitlines()
     assert lines[0] == "mpp try: 5 setting(s) cannot be used"
-    assert sorted(line.split(":")[0].strip() for line in lines[1:]) == [
+    assert lines[-1] == "  fix: mpp try --help"
+    assert sorted(line.split(":")[0].strip() for line in lines[1:-1]) == [
         "model.widht",
         "optimizer.betas",
         "out",

@@ -1,5 +1,7 @@
 """Expected failures end with their exit code and one message; bugs propagate."""
 
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -56,3 +58,11 @@ def test_a_bug_is_not_hidden() -> None:
 
     with pytest.raises(ZeroDivisionError):
         exit_code_of(fail, [])
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m mpp.pretrain --help | head -1", shell=True, capture_output=True, text=True
+    )
+    assert done.stdout.startswith("usage: mpp pretrain")
+    assert done.stderr == ""

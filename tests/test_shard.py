@@ -11,18 +11,9 @@ import pytest
 from mpp.shard import main
 from mpp.shards.shardset import open_shards, verify
 
-DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
 
-
-def real(name: str) -> str:
-    """Return a folder of real images, or skip."""
-    if not (DATA / name).is_dir():
-        pytest.skip(f"no real images at {DATA / name}")
-    return str(DATA / name)
-
-
-def test_class_folders_of_real_images(tmp_path: Path) -> None:
-    assert main([real("imagenette"), str(tmp_path / "out")]) == 0
+def test_class_folders_of_real_images(data: Path, tmp_path: Path) -> None:
+    assert main([str(data / "imagenette"), str(tmp_path / "out")]) == 0
     assert {split: open_shards(tmp_path / "out", split).samples for split in ("train", "test")} == {
         "train": 3000,
         "test": 1000,
@@ -32,17 +23,17 @@ def test_class_folders_of_real_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_parquet_files_of_real_images(tmp_path: Path) -> None:
-    assert main([real("cifar10"), str(tmp_path / "out")]) == 0
+def test_parquet_files_of_real_images(data: Path, tmp_path: Path) -> None:
+    assert main([str(data / "cifar10"), str(tmp_path / "out")]) == 0
     train = open_shards(tmp_path / "out", "train")
     assert (train.samples, len(train.shards), open_shards(tmp_path / "out", "test").samples) == (50_000, 50, 10_000)
     assert train.classes is not None and train.classes[0] == "airplane"
 
 
 def test_odd_images_end_with_valid_shards_and_a_table_of_refusals(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([real("odd-images"), str(tmp_path / "out"), "workers=1"]) == 3
+    assert main([str(data / "odd-images"), str(tmp_path / "out"), "workers=1"]) == 3
     output = capsys.readouterr()
     assert all(f"  {reason} " in output.out for reason in ("corrupt", "not_image", "too_large", "truncated"))
     assert "images were refused" in output.err and "Traceback" not in output.err

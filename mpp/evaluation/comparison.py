@@ -9,12 +9,12 @@ import json
 import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from mpp.config import config
-from mpp.errors import ConfigError
+from mpp.errors import ConfigError, DataError
 from mpp.evaluation.finetune import SCRATCH, Finetuning, TransferConfig, TransferRecipe
 from mpp.evaluation.statistics import Difference, Summary, paired_difference, summarise
 from mpp.model.tasks import ClassificationConfig, MaskedPatchesConfig
@@ -36,9 +36,11 @@ class CompareConfig:
     arms: tuple[Arm, ...] = Field(
         ("masked", "supervised", "scratch"), min_length=1, description="what is compared; differences are to scratch"
     )
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="seeds of the fine-tuning runs")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0, 1, 2), min_length=1, description="seeds of the fine-tuning runs"
+    )
     pretrain_per_seed: bool = Field(False, description="pretrain anew for every seed; otherwise once, with the first")
-    labels_per_class: tuple[int | None, ...] = Field(
+    labels_per_class: tuple[Annotated[int, Field(gt=0)] | None, ...] = Field(
         (None,), min_length=1, description="labelled images of each class; null: all"
     )
     test_split: str = Field("test", description="split to evaluate, every image once")
@@ -61,22 +63,25 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All rows, in the order of labels and arms, and what was left out and why."""
+    """All rows, in the order of labels and arms, what a reader must know of them, and the folders of pretraining."""
 
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+    runs: tuple[Path, ...]
 
 
 def compare(settings: CompareConfig) -> Comparison:
     """Run what is missing of arms x seeds x labels and return the comparison.
 
-    Raises ``ConfigError`` where the folder belongs to another comparison, and the errors of its parts.
+    Raises ``ConfigError`` where the folder belongs to another comparison, ``DataError`` where its shards were
+    exchanged, and the errors of its parts.
     """
+    arms, notes = _possible_arms(settings)  # first: bad input leaves no folder behind
     accelerator = open_accelerator(settings.transfer.precision)
     run = Run(Path(settings.out), settings) if accelerator.is_main_process else None
     accelerator.wait_for_everyone()
     try:
-        comparison = _Parts(settings, accelerator.is_main_process).finish()
+        comparison = _Parts(settings, arms, notes, accelerator.is_main_process).finish()
     except BaseException:
         if run is not None:
             run.close("interrupted, the same command continues it")
@@ -86,47 +91,99 @@ def compare(settings: CompareConfig) -> Comparison:
     return comparison
 
 
+def _possible_arms(settings: CompareConfig) -> tuple[tuple[Arm, ...], list[str]]:
+    """Return the arms that the shards allow and notes on that; raise for whatever would fail after hours."""
+    for name in ("seeds", "arms", "labels_per_class"):
+        values = getattr(settings, name)
+        if len(set(values)) < len(values):
+            raise ConfigError(f"{name} {list(values)} repeat themselves: the same run twice is no evidence")
+    if "masked" in settings.arms and not isinstance(settings.pretrain.task, MaskedPatchesConfig):
+        raise ConfigError(
+            f"pretrain.task.kind is {settings.pretrain.task.kind}, the masked arm needs masked_patches",
+            fix="pretrain.task.kind=masked_patches, or arms without masked",
+        )
+    for labels in settings.labels_per_class:
+        Finetuning(_transfer_config(settings, SCRATCH, labels, settings.seeds[0]))
+    shards = open_shards(settings.shards, "train")
+    if "supervised" not in settings.arms:
+        return settings.arms, []
+    if shards.classes is not None:
+        return settings.arms, [f"supervised pretraining saw the labels of all {shards.samples:,} images it trained on"]
+    note = f"supervised pretraining is left out: {settings.shards} carries no labels"
+    rest = tuple(arm for arm in settings.arms if arm != "supervised")
+    if not rest:
+        raise DataError(f"{note}, and no other arm is left", fix="arms=[masked,scratch]")
+    return rest, [note]
+
+
+def _run_folder(settings: CompareConfig, arm: Arm, seed: int) -> Path:
+    return Path(settings.out) / "pretrain" / f"{arm}-seed{seed}"
+
+
+def _transfer_config(settings: CompareConfig, arm: Arm, labels: int | None, seed: int) -> TransferConfig:
+    pretrain_seed = seed if settings.pretrain_per_seed else settings.seeds[0]
+    return TransferConfig(
+        backbone=SCRATCH if arm == SCRATCH else str(_run_folder(settings, arm, pretrain_seed)),
+        shards=settings.labelled or settings.shards,
+        out=settings.out,
+        test_split=settings.test_split,
+        vit=settings.pretrain.vit,
+        labels_per_class=labels,
+        seed=seed,
+        **_values(settings.transfer),
+    )
+
+
 class _Parts:
     """The parts of a comparison, finished ones read from results.jsonl by their key."""
 
-    def __init__(self, settings: CompareConfig, is_main: bool) -> None:
-        self.settings, self.out, self.is_main = settings, Path(settings.out), is_main
+    def __init__(self, settings: CompareConfig, arms: tuple[Arm, ...], notes: list[str], is_main: bool) -> None:
+        self.settings, self.arms, self.notes, self.is_main = settings, arms, notes, is_main
+        self.out = Path(settings.out)
         self.done = _read_records(self.out / "results.jsonl", mend=is_main)
-        self.notes: list[str] = []
-        self.arms = tuple(settings.arms)
-        if len(set(settings.seeds)) < len(settings.seeds):
-            raise ConfigError(f"seeds {list(settings.seeds)} repeat themselves: the same run twice is no evidence")
-        if "supervised" in self.arms and open_shards(settings.shards, "train").classes is None:
-            self.arms = tuple(arm for arm in self.arms if arm != "supervised")
-            self.notes.append(f"supervised pretraining is left out: {settings.shards} carries no labels")
+        self._hold_to_shards()
 
     def finish(self) -> Comparison:
         """Run the missing parts, cheapest order: pretraining first, then every transfer."""
         settings = self.settings
-        for arm in self.arms:
-            for seed in settings.seeds if settings.pretrain_per_seed else settings.seeds[:1]:
-                self._pretrain(arm, seed)
+        pretrain_seeds = settings.seeds if settings.pretrain_per_seed else settings.seeds[:1]
+        pretrained: list[tuple[Arm, int]] = [
+            (arm, seed) for arm in self.arms if arm != SCRATCH for seed in pretrain_seeds
+        ]
+        for arm, seed in pretrained:
+            self._pretrain(arm, seed)
         for labels in settings.labels_per_class:
             for arm in self.arms:
                 for seed in settings.seeds:
                     self._transfer(arm, labels, seed)
         rows = tuple(self._row(arm, labels) for labels in settings.labels_per_class for arm in self.arms)
-        if not settings.pretrain_per_seed:
+        if pretrained and not settings.pretrain_per_seed:
             self.notes.append(
                 "intervals hold the variation of fine-tuning (labels drawn, order, views), not of pretraining"
             )
-        return Comparison(rows, tuple(self.notes))
+        runs = tuple(_run_folder(settings, arm, seed) for arm, seed in pretrained)
+        return Comparison(rows, tuple(self.notes), runs)
+
+    def _hold_to_shards(self) -> None:
+        """Raise ``DataError`` where finished parts belong to other images in the same folders."""
+        settings = self.settings
+        labelled = settings.labelled or settings.shards
+        sets = {(settings.shards, "train"), (labelled, "train"), (labelled, settings.test_split)}
+        now = {f"{root}/{split}": open_shards(root, split).fingerprint for root, split in sorted(sets)}
+        if "shards" not in self.done:
+            self._record("shards", now)
+        changed = [name for name in now if self.done["shards"].get(name) != now[name]]
+        if changed:
+            raise DataError(
+                f"{' and '.join(changed)} changed since {self.out} was begun", fix="the old shards, or out=ANOTHER"
+            )
 
     def _pretrain(self, arm: Arm, seed: int) -> None:
-        if arm == SCRATCH:
-            return
         recipe = self.settings.pretrain
         # The masked arm is the recipe as written; the supervised arm differs in its task alone.
         task = recipe.task if arm == "masked" else ClassificationConfig()
-        if arm == "masked" and not isinstance(task, MaskedPatchesConfig):
-            raise ConfigError(f"pretrain.task.kind is {task.kind}, the masked arm needs masked_patches")
         values = _values(recipe) | {"task": task, "seed": seed}
-        pretrain(PretrainConfig(shards=self.settings.shards, out=str(self._run_folder(arm, seed)), **values))
+        pretrain(PretrainConfig(shards=self.settings.shards, out=str(_run_folder(self.settings, arm, seed)), **values))
 
     def _transfer(self, arm: Arm, labels: int | None, seed: int) -> None:
         settings = self.settings
@@ -134,29 +191,12 @@ class _Parts:
         if key in self.done:
             return
         if rate_key not in self.done:
-            first = Finetuning(self._transfer_config(arm, labels, settings.seeds[0]))
+            first = Finetuning(_transfer_config(settings, arm, labels, settings.seeds[0]))
             self._record(rate_key, {"learning_rate": first.choose_learning_rate()})
         if self.is_main:
             print(f"fine-tuning: {arm}, {labels or 'all'} labels per class, seed {seed}", flush=True)
-        result = Finetuning(self._transfer_config(arm, labels, seed)).final(self.done[rate_key]["learning_rate"])
+        result = Finetuning(_transfer_config(settings, arm, labels, seed)).final(self.done[rate_key]["learning_rate"])
         self._record(key, asdict(result))
-
-    def _transfer_config(self, arm: Arm, labels: int | None, seed: int) -> TransferConfig:
-        settings = self.settings
-        pretrain_seed = seed if settings.pretrain_per_seed else settings.seeds[0]
-        return TransferConfig(
-            backbone=SCRATCH if arm == SCRATCH else str(self._run_folder(arm, pretrain_seed)),
-            shards=settings.labelled or settings.shards,
-            out=settings.out,
-            test_split=settings.test_split,
-            vit=settings.pretrain.vit,
-            labels_per_class=labels,
-            seed=seed,
-            **_values(settings.transfer),
-        )
-
-    def _run_folder(self, arm: Arm, seed: int) -> Path:
-        return self.out / "pretrain" / f"{arm}-seed{seed}"
 
     def _record(self, key: str, value: dict[str, Any]) -> None:
         self.done[key] = value
@@ -195,9 +235,9 @@ def _read_records(path: Path, *, mend: bool) -> dict[str, dict[str, Any]]:
     """Read finished parts; a half-written last line of a killed comparison is cut off and its part repeated."""
     if not path.exists():
         return {}
-    text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text and mend:
-        path.write_text(whole)
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content and mend:
+        os.truncate(path, len(whole))
     records = [json.loads(line) for line in whole.splitlines()]
     return {record.pop("part"): record for record in records}

@@ -7,33 +7,34 @@ image is counted once (ViT, section 3.2 and B.1.1).
 import json
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Annotated, Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mpp.config import config
-from mpp.errors import CheckpointError, DataError
-from mpp.model.tasks import Classification, zero_linear
+from mpp.errors import CheckpointError, DataError, DiskError, NumericsError
+from mpp.evaluation.labels import choose_labels, labelled_shards, split_held_out
+from mpp.model.tasks import Classification, StepOutput, zero_linear
 from mpp.model.vit import Interpolation, Vit, VitConfig, resize_positions
-from mpp.shards.shardset import ShardSet, open_shards
+from mpp.shards.shardset import ShardSet
 from mpp.stream.loader import Batch, TrainStream, evaluation_batches
-from mpp.stream.order import permutation
+from mpp.stream.order import Ints
 from mpp.stream.reader import ShardReader
 from mpp.stream.views import ViewConfig
-from mpp.training.checkpoint import load_backbone
+from mpp.training.checkpoint import Backbone, load_backbone
 from mpp.training.devices import Precision, divide_batch, open_accelerator, prepare
-from mpp.training.loop import Plan, Trainer, Values, to_device
+from mpp.training.loop import Plan, Trainer, to_device
 from mpp.training.optim import OptimizerConfig, Schedule, Sgd, build_optimizer
 from mpp.training.progress import StepProgress
 
-SCRATCH = "scratch"
-Ids = npt.NDArray[np.int64]
+SCRATCH: Final = "scratch"
 
 
 @config
@@ -46,7 +47,7 @@ class TransferRecipe:
         "bicubic", description="of position embeddings: bicubic as timm, bilinear as the authors"
     )
     optimizer: OptimizerConfig = Sgd()
-    learning_rates: tuple[float, ...] = Field(
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (), description="grid to choose from on held-out labels; empty: the optimizer's"
     )
     held_out: float = Field(
@@ -99,16 +100,15 @@ class TransferResult:
 def transfer(settings: TransferConfig) -> TransferResult:
     """Choose the learning rate, fine-tune on all chosen labels, test; append one JSON line to OUT/results.jsonl.
 
-    Raises ``CheckpointError`` for a backbone that is not one, ``DataError`` for shards without enough labels.
+    Raises ``CheckpointError`` for a backbone that is not one, ``DataError`` for shards without enough labels,
+    ``DiskError`` where OUT cannot be written, all before the first step.
     """
     began = time.perf_counter()
     job = Finetuning(settings)
-    rate = job.choose_learning_rate()
-    result = job.final(rate)
+    path = _results_file(settings.out)
+    result = job.final(job.choose_learning_rate())
     result = replace(result, seconds=round(time.perf_counter() - began, 1))
     if job.accelerator.is_main_process:
-        path = Path(settings.out) / "results.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as file:
             file.write(json.dumps(asdict(result)) + "\n")
         print(
@@ -119,45 +119,47 @@ def transfer(settings: TransferConfig) -> TransferResult:
 
 
 class Finetuning:
-    """The data, backbone and accelerator of one transfer."""
+    """The data, backbone and accelerator of one transfer. Building it finds whatever would make the transfer fail."""
 
     def __init__(self, settings: TransferConfig) -> None:
         self.settings = settings
-        self.train = _labelled(settings.shards, settings.train_split)
-        self.test = _labelled(settings.shards, settings.test_split)
-        assert self.train.classes is not None
-        if self.train.classes != self.test.classes:
-            raise DataError(
-                f"{settings.shards}: the splits {settings.train_split} and {settings.test_split} do not have the same classes"
-            )
-        self.num_classes = len(self.train.classes)
+        self.train = labelled_shards(settings.shards, settings.train_split)
+        self.test = labelled_shards(settings.shards, settings.test_split)
+        self.num_classes = len(self.train.classes or ())
         labels = ShardReader(self.train).labels()
         self.chosen = choose_labels(labels, self.num_classes, settings.labels_per_class, settings.seed)
-        self.labels = labels
-        self.origin = load_origin(settings.backbone)
+        self.grid = sorted(set(settings.learning_rates)) or [settings.optimizer.learning_rate]
+        self.fitted, self.held_out = self.chosen, self.chosen[:0]
+        if len(self.grid) > 1:
+            self.fitted, self.held_out = split_held_out(self.chosen, labels, settings.held_out, settings.seed)
+        self.backbone = None if settings.backbone == SCRATCH else load_backbone(settings.backbone)
+        self.vit = load_vit(settings, self.backbone).settings
         self.accelerator = open_accelerator(settings.precision)
+        for ids in (self.fitted, self.chosen):
+            self._divide(ids)
 
     def choose_learning_rate(self) -> float:
         """Return the rate of the grid with the best accuracy on held-out labels; a tie goes to the smaller rate."""
-        grid = sorted(self.settings.learning_rates) or [self.settings.optimizer.learning_rate]
-        if len(grid) == 1:
-            return grid[0]
-        fit, held = split_held_out(self.chosen, self.labels, self.settings.held_out, self.settings.seed)
+        if len(self.grid) == 1:
+            return self.grid[0]
         scores = []
-        for rate in grid:
-            task, _ = self._fit(fit, rate, f"rate {rate:g}")
-            scores.append(self._test(task, self.train, held)[0])
-        return grid[int(np.argmax(scores))]
+        for rate in self.grid:
+            try:
+                task, _ = self._fit(self.fitted, rate, f"rate {rate:g}")
+                scores.append(self._test(task, self.train, self.held_out)[0])
+            except NumericsError:  # a rate that diverges is a bad rate
+                scores.append(-1.0)
+        return self.grid[int(np.argmax(scores))]
 
     def final(self, rate: float) -> TransferResult:
         """Fine-tune on all chosen labels at ``rate`` and test."""
         settings, began = self.settings, time.perf_counter()
-        task, losses = self._fit(self.chosen, rate, "finetune")
+        task, first_loss = self._fit(self.chosen, rate, "finetune")
         top1, top5, count = self._test(task, self.test, None)
-        seen = settings.steps * self._batch(self.chosen)
+        seen = settings.steps * self._divide(self.chosen)[0]
         return TransferResult(
             dataset=f"{settings.shards}/{settings.test_split}",
-            origin=self.origin,
+            origin=SCRATCH if self.backbone is None else self.backbone.origin,
             seed=settings.seed,
             recipe=settings.optimizer.kind,
             labels_per_class=settings.labels_per_class,
@@ -165,69 +167,79 @@ class Finetuning:
             top1=top1,
             top5=top5,
             test_images=count,
-            first_loss=losses[0],
+            first_loss=first_loss,
             images_seen=seen,
-            flops=seen * flops_per_image(self.accelerator.unwrap_model(task)),
+            flops=seen * flops_per_image(self.vit, self.num_classes),
             seconds=round(time.perf_counter() - began, 1),
         )
 
-    def _batch(self, ids: Ids) -> int:
-        world = self.accelerator.num_processes
-        return min(self.settings.global_batch, len(ids) // world * world)
+    def _divide(self, ids: Ints) -> tuple[int, int, int]:
+        """Return the global batch, the micro-batch and how many make a process's share; few images are one batch.
 
-    def _fit(self, ids: Ids, rate: float, title: str) -> tuple[nn.Module, list[float]]:
+        The global batch never depends on ``micro_batch``, so neither do results.
+        """
+        settings, world = self.settings, self.accelerator.num_processes
+        if len(ids) >= settings.global_batch:
+            return settings.global_batch, *divide_batch(settings.global_batch, settings.micro_batch, world)
+        share = len(ids) // world
+        if share == 0:
+            raise DataError(f"{len(ids)} images to fine-tune on for {world} processes", fix="more labels_per_class")
+        most = min(settings.micro_batch or share, share)
+        micro = max(size for size in range(1, most + 1) if share % size == 0)
+        return share * world, micro, share // micro
+
+    def _fit(self, ids: Ints, rate: float, title: str) -> tuple[nn.Module, float]:
+        """Return the fine-tuned task and its loss before the first update."""
         settings, accelerator = self.settings, self.accelerator
-        batch = self._batch(ids)
-        micro, accumulate = divide_batch(batch, settings.micro_batch, accelerator.num_processes)
+        batch, micro, accumulate = self._divide(ids)
+        accelerator.free_memory()  # it would hold the models of all rates
         torch.manual_seed(settings.seed)
-        vit = load_vit(settings)
+        vit = load_vit(settings, self.backbone)
         bare = Classification(vit, zero_linear(vit.width, self.num_classes))
+        first_losses = _first_loss(bare)
         optimizer = build_optimizer(bare, settings.optimizer)
         task, optimizer = prepare(
             accelerator, bare, optimizer, micro_batch=micro, accumulate=accumulate, clip=settings.clip
         )
-        stream = TrainStream(
-            self.train,
-            settings.view,
-            vit.settings.image_size,
+        plan = Plan(
+            steps=settings.steps,
+            accumulate=accumulate,
+            learning_rate=rate,
+            schedule=settings.schedule,
+            clip=settings.clip,
+            log_every=max(1, settings.steps // 20),
             seed=settings.seed,
+        )
+        with (
+            closing(self._stream(ids, batch, micro)) as stream,
+            StepProgress(title, start=0, steps=settings.steps, shown=accelerator.is_main_process) as progress,
+        ):
+            Trainer(task, optimizer, stream, accelerator, plan).run(0, lambda step: None, progress.show)
+        return task, float(first_losses[0])
+
+    def _stream(self, ids: Ints, batch: int, micro: int) -> TrainStream:
+        return TrainStream(
+            self.train,
+            self.settings.view,
+            self.vit.image_size,
+            seed=self.settings.seed,
             global_batch=batch,
             micro_batch=micro,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
-            workers=settings.workers,
-            start_step=0,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+            workers=self.settings.workers,
             subset=ids,
             need_labels=True,
         )
-        plan = Plan(
-            settings.steps,
-            accumulate,
-            rate,
-            settings.schedule,
-            settings.clip,
-            max(1, settings.steps // 20),
-            settings.seed,
-        )
-        trainer, losses = Trainer(task, optimizer, stream, accelerator, plan), []
-        with StepProgress(title, start=0, steps=settings.steps, shown=accelerator.is_main_process) as progress:
-
-            def on_log(step: int, values: Values) -> None:
-                losses.append(values["loss"])
-                progress.show(step, values)
-
-            trainer.run(0, lambda step: None, on_log)
-        stream.close()
-        return task, losses
 
     @torch.no_grad()
-    def _test(self, task: nn.Module, shards: ShardSet, subset: Ids | None) -> tuple[float, float, int]:
+    def _test(self, task: nn.Module, shards: ShardSet, subset: Ints | None) -> tuple[float, float, int]:
         """Return top-1 and top-5 accuracy in percent and the number of images, each counted once over all processes."""
         model = self.accelerator.unwrap_model(task)
         model.eval()
         device = self.accelerator.device
         totals = torch.zeros(3, dtype=torch.float64, device=device)
-        for batch in self._evaluation(shards, model.vit, subset):
+        for batch in self._evaluation(shards, subset):
             batch = to_device(batch, device)
             with self.accelerator.autocast():
                 scores_BK = model.scores(batch.images)
@@ -238,12 +250,12 @@ class Finetuning:
         top1, top5, count = self.accelerator.reduce(totals, reduction="sum").tolist()
         return 100 * top1 / count, 100 * top5 / count, int(count)
 
-    def _evaluation(self, shards: ShardSet, vit: Vit, subset: Ids | None) -> Iterator[Batch]:
+    def _evaluation(self, shards: ShardSet, subset: Ints | None) -> Iterator[Batch]:
         accelerator, settings = self.accelerator, self.settings
         return evaluation_batches(
             shards,
             settings.view,
-            vit.settings.image_size,
+            self.vit.image_size,
             batch=settings.micro_batch or 256,
             rank=accelerator.process_index,
             world=accelerator.num_processes,
@@ -252,76 +264,52 @@ class Finetuning:
         )
 
 
-def choose_labels(labels: Ids, num_classes: int, per_class: int | None, seed: int) -> Ids:
-    """Return the sample ids to train on: all, or ``per_class`` of each class drawn by ``seed``, in ascending order."""
-    if per_class is None:
-        return np.arange(len(labels), dtype=np.int64)
-    parts = []
-    for label in range(num_classes):
-        members = np.flatnonzero(labels == label)
-        if len(members) < per_class:
-            raise DataError(
-                f"class {label} has {len(members)} labelled images, labels_per_class asks for {per_class}",
-                fix=f"labels_per_class={len(members)}",
-            )
-        parts.append(members[permutation(len(members), seed, label)[:per_class]])
-    return np.sort(np.concatenate(parts)).astype(np.int64)
-
-
-def split_held_out(ids: Ids, labels: Ids, share: float, seed: int) -> tuple[Ids, Ids]:
-    """Split ids into those to fit and those held out, ``share`` of every class and at least one image of it."""
-    held = []
-    for label in np.unique(labels[ids]):
-        members = ids[labels[ids] == label]
-        count = max(1, round(share * len(members)))
-        if count >= len(members):
-            raise DataError(
-                f"class {label} has {len(members)} labelled image(s): none is left beside the held-out ones",
-                fix="learning_rates=[] or more labels_per_class",
-            )
-        held.append(members[permutation(len(members), seed, int(label), 1)[:count]])
-    chosen = np.sort(np.concatenate(held))
-    return np.setdiff1d(ids, chosen), chosen
-
-
-def load_vit(settings: TransferConfig) -> Vit:
-    """Return the ViT to fine-tune at the transfer's resolution: the backbone's weights, or fresh ones for ``scratch``."""
-    if settings.backbone == SCRATCH:
-        size = settings.image_size or settings.vit.image_size
-        return Vit(replace(settings.vit, image_size=size))
-    backbone = load_backbone(settings.backbone)
-    size = settings.image_size or backbone.vit.image_size
-    old_grid = Vit(backbone.vit).grid
-    vit = Vit(replace(backbone.vit, image_size=size))
+def load_vit(settings: TransferConfig, backbone: Backbone | None) -> Vit:
+    """Return the ViT to fine-tune, at the transfer's resolution: the backbone's weights, or fresh ones without one."""
+    config = settings.vit if backbone is None else backbone.vit
+    vit = Vit(replace(config, image_size=settings.image_size or config.image_size))
+    if backbone is None:
+        return vit
+    old_grid = (config.image_size[0] // vit.patch[0], config.image_size[1] // vit.patch[1])
     weights = dict(backbone.weights)
-    weights["pos_embed"] = resize_positions(weights["pos_embed"], old_grid, vit.grid, settings.interpolation)
     try:
+        weights["pos_embed"] = resize_positions(weights["pos_embed"], old_grid, vit.grid, settings.interpolation)
         vit.timm.load_state_dict(weights)
-    except RuntimeError as error:
+    except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"{settings.backbone} does not hold the weights of its own settings: {error}") from error
     return vit
 
 
-def load_origin(backbone: str) -> str:
-    """Return where a backbone comes from, in words."""
-    return SCRATCH if backbone == SCRATCH else load_backbone(backbone).origin
-
-
-def flops_per_image(task: nn.Module) -> float:
+def flops_per_image(settings: VitConfig, num_classes: int) -> float:
     """Count the floating-point operations of a forward and backward pass of one image (torch's counter)."""
-    vit = task.vit
-    assert isinstance(vit, Vit)
-    device = next(task.parameters()).device
-    image = torch.zeros(1, 3, *vit.settings.image_size, dtype=torch.uint8, device=device)
-    zero = torch.zeros(1, dtype=torch.int64, device=device)
+    vit = Vit(settings)
+    # On the device without memory: the same figure for every device, and nothing is computed.
+    task = Classification(vit, zero_linear(vit.width, num_classes)).to("meta")
+    image = torch.zeros(1, 3, *settings.image_size, dtype=torch.uint8, device="meta")
+    zero = torch.zeros(1, dtype=torch.int64, device="meta")
     with FlopCounterMode(display=False) as counter:
         task(Batch(image, zero, zero, 0)).loss.backward()
-    task.zero_grad()
     return float(counter.get_total_flops())
 
 
-def _labelled(root: str, split: str) -> ShardSet:
-    shards = open_shards(root, split)
-    if shards.classes is None:
-        raise DataError(f"{root}: the split {split} carries no labels", fix="mpp-shard SOURCE OUT labels=folders")
-    return shards
+def _first_loss(task: nn.Module) -> list[Tensor]:
+    """Return a list that will hold the loss of the task's first batch."""
+    losses: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: Any, output: StepOutput) -> None:
+        losses.append(output.loss.detach())
+        hook.remove()
+
+    hook = task.register_forward_hook(keep)
+    return losses
+
+
+def _results_file(out: str) -> Path:
+    """Return OUT/results.jsonl after making sure that it can be written."""
+    path = Path(out) / "results.jsonl"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as error:
+        raise DiskError(f"cannot write {path}: {error.strerror}", fix="out=FOLDER that can be written") from error
+    return path

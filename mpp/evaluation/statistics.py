@@ -11,7 +11,7 @@ _LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean, standard deviation and the 95 % t interval of the mean of ``n`` values; None where one value says nothing."""
+    """Mean, standard deviation and 95 % t interval of the mean of ``n`` values; None where one value says nothing."""
 
     mean: float
     sd: float | None

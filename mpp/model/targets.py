@@ -76,7 +76,7 @@ class DownsizedColors:
     def _cells(self, patches_BM3pq: Tensor) -> Tensor:
         """Cut patches into cells [B, M, side * side, 3, p / side, q / side]."""
         rows, columns = patches_BM3pq.shape[-2] // self.side, patches_BM3pq.shape[-1] // self.side
-        cells = patches_BM3pq.unflatten(-1, (self.side, columns)).unflatten(-3, (self.side, rows))
+        cells: Tensor = patches_BM3pq.unflatten(-1, (self.side, columns)).unflatten(-3, (self.side, rows))
         return cells.permute(0, 1, 3, 5, 2, 4, 6).flatten(2, 3)
 
 
@@ -99,7 +99,7 @@ class Pixels:
     def paint(self, predictions_BMK: Tensor, patch: tuple[int, int]) -> Tensor:
         """Return the predicted pixels as uint8 patches [B, M, 3, p, q]."""
         pixels = ((predictions_BMK.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return pixels.unflatten(-1, (3, *patch))
+        return pixels.reshape(*pixels.shape[:2], 3, *patch)
 
 
 Target = Annotated[MeanColor | DownsizedColors | Pixels, Field(discriminator="kind")]
@@ -108,7 +108,7 @@ Target = Annotated[MeanColor | DownsizedColors | Pixels, Field(discriminator="ki
 def cut_patches(images_B3HW: Tensor, patch: tuple[int, int]) -> Tensor:
     """Cut images into their patches [B, N, 3, p, q], row by row, as a ViT numbers them."""
     height, width = patch
-    grid = images_B3HW.unflatten(3, (-1, width)).unflatten(2, (-1, height))
+    grid: Tensor = images_B3HW.unflatten(3, (-1, width)).unflatten(2, (-1, height))
     return grid.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
 
 

@@ -5,7 +5,7 @@ Shapes: B images, N patches, D width, grid (h, w) with N = h * w, H and W pixels
 
 import difflib
 from collections.abc import Callable
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import timm
 import torch
@@ -101,7 +101,7 @@ def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, in
     entries (class token) are kept (ViT, section 3.2).
     """
     exact = how == "bilinear"
-    return resample_abs_pos_embed(
+    resized: Tensor = resample_abs_pos_embed(
         positions,
         new_size=list(new),
         old_size=list(old),
@@ -110,6 +110,7 @@ def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, in
         antialias=not exact,
         align_corners=True if exact else None,
     )
+    return resized
 
 
 def _create(settings: VitConfig) -> VisionTransformer:
@@ -118,7 +119,7 @@ def _create(settings: VitConfig) -> VisionTransformer:
         raise ConfigError(
             f"vit.name: timm knows no {settings.name!r}", fix=f"vit.name={near[0] if near else 'vit_base_patch16_224'}"
         )
-    overrides = {
+    overrides: dict[str, Any] = {
         "patch_size": settings.patch_size,
         "embed_dim": settings.width,
         "depth": settings.depth,

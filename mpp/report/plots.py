@@ -46,11 +46,11 @@ def training_curves(
     """Write loss and accuracy against the step, one curve a run, with the trivial baselines as dashed lines.
 
     ``runs`` are lines of ``metrics.jsonl`` by name; a baseline belongs to the panel that its name ends with,
-    ``..._loss`` in nats or ``..._accuracy`` as a fraction.
+    ``..._loss`` (nats, or squared error for pixels) or ``..._accuracy`` as a fraction.
     """
     figure = _figure(10, 4.2)
-    for axes, quantity, unit, scale in zip(
-        figure.subplots(1, 2), ("loss", "accuracy"), ("nats", "%"), (1, 100), strict=True
+    for axes, quantity, up, scale in zip(
+        figure.subplots(1, 2), ("loss", "accuracy"), ("loss", "accuracy, %"), (1, 100), strict=True
     ):
         for (name, lines), color in zip(runs.items(), _cycle(COLORS, len(runs)), strict=True):
             points = [(line["step"], scale * line[quantity]) for line in lines if quantity in line]
@@ -60,7 +60,7 @@ def training_curves(
         for (name, value), dash in zip(flat.items(), _cycle(DASHES, len(flat)), strict=True):
             label = name.removesuffix(f"_{quantity}").replace("_", " ")
             axes.axhline(scale * value, color="#666666", linestyle=dash, linewidth=1.2, label=f"{label} (no learning)")
-        _finish(axes, "step", f"{quantity}, {unit}")
+        _finish(axes, "step", up)
     _save(figure, path)
 
 
@@ -80,6 +80,8 @@ def label_curve(rows: Sequence[Row], path: Path) -> None:
                 axes.plot([place, place], [top1.low, top1.high], color=color, linewidth=1.2, marker="_", markersize=7)
     axes.set_xticks(range(len(counts)), ["all" if count is None else f"{count:,}" for count in counts])
     axes.set_xlim(-0.5, len(counts) - 0.5)
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(0, low), min(100, high))  # intervals of few seeds pass the possible
     _finish(axes, "labelled images per class", "top-1 accuracy, % (95 % interval)")
     _save(figure, path)
 
@@ -97,7 +99,7 @@ def _finish(axes: "Axes", across: str, up: str) -> None:
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize="small")
+        axes.legend(frameon=False, fontsize="small", ncols=2, loc="lower left", bbox_to_anchor=(0, 1))  # on no curve
 
 
 def _save(figure: "Figure", path: Path) -> None:

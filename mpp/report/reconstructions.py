@@ -29,9 +29,11 @@ _GRAY = 128  # stands for the mask token, which has no colour
 def draw_reconstructions(run: str, path: str, num_images: int) -> None:
     """Write a picture of ``num_images`` images of the run's shards: original, corrupted, predicted.
 
-    Raises ``ConfigError`` where the run did not train masked patch prediction, ``CheckpointError`` where it has no
-    checkpoint.
+    Raises ``ConfigError`` where the run did not train masked patch prediction or ``path`` is no .png or .svg,
+    ``CheckpointError`` where it is no run or has no checkpoint.
     """
+    if not (Path(run) / "config.yaml").is_file():
+        raise CheckpointError(f"{run} is no run: it has no config.yaml", fix="the folder of a run of mpp pretrain")
     settings = resolve(PretrainConfig, read_yaml(Path(run) / "config.yaml"), where=run)
     if not isinstance(settings.task, MaskedPatchesConfig):
         raise ConfigError(
@@ -42,6 +44,8 @@ def draw_reconstructions(run: str, path: str, num_images: int) -> None:
         task.load_state_dict(load_file(newest_checkpoint(Path(run)) / "model.safetensors"))
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"{run}: the newest checkpoint does not hold its model ({error})") from error
+    if Path(path).suffix not in (".png", ".svg"):
+        raise ConfigError(f"{path}: pictures are .png or .svg", fix=f"picture={Path(path).with_suffix('.png')}")
     shards = open_shards(settings.shards, settings.split)
     subset = np.linspace(0, shards.samples - 1, min(num_images, shards.samples), dtype=np.int64)
     batch = next(evaluation_batches(shards, settings.view, settings.vit.image_size, batch=len(subset), subset=subset))
@@ -74,4 +78,5 @@ def _put(patches_BN3pq: Tensor, positions_BM: Tensor, values_BM3pq: Tensor) -> T
 
 def _join(patches_BN3pq: Tensor, grid: tuple[int, int]) -> Tensor:
     """Undo ``cut_patches``."""
-    return patches_BN3pq.unflatten(1, grid).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+    rows: Tensor = patches_BN3pq.unflatten(1, grid)
+    return rows.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)

@@ -1,11 +1,18 @@
-"""A comparison as tables: Markdown to read, JSON lines of every run beside it."""
+"""A comparison on paper: the table in Markdown and, beside it, its curves and those of pretraining."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
+from mpp.config import read_yaml
 from mpp.evaluation.comparison import Comparison, Row
 from mpp.evaluation.statistics import Difference, Summary
+from mpp.report.plots import label_curve, training_curves
+from mpp.training.runs import read_metrics
 
-TABLE = "table.md"
+TABLE, LABEL_CURVE, TRAINING_CURVES = "table.md", "label_curve.svg", "training_curves.svg"
+# Figures without learning are on mean colours: of these targets they are comparable with ...
+_COMPARABLE = {"mean_color": ("_loss", "_accuracy"), "pixels": ("_accuracy",)}
 _HEADER = (
     "labels per class",
     "arm",
@@ -18,10 +25,13 @@ _HEADER = (
 )
 
 
-def write_table(comparison: Comparison, out: str) -> str:
-    """Write OUT/table.md and return its text."""
-    text = markdown(comparison)
-    (Path(out) / TABLE).write_text(text)
+def write_report(comparison: Comparison, out: str) -> str:
+    """Write OUT/table.md, label_curve.svg and, where there was pretraining, training_curves.svg; return the table."""
+    text, folder = markdown(comparison), Path(out)
+    (folder / TABLE).write_text(text)
+    label_curve(comparison.rows, folder / LABEL_CURVE)
+    if comparison.runs:
+        _draw_runs(comparison.runs, folder / TRAINING_CURVES)
     return text
 
 
@@ -59,3 +69,15 @@ def _points(difference: Difference) -> str:
         "" if difference.low is None or difference.high is None else f" [{difference.low:+.2f}, {difference.high:+.2f}]"
     )
     return f"{difference.mean:+.2f}{interval}"
+
+
+def _draw_runs(runs: Sequence[Path], path: Path) -> None:
+    tasks = [read_yaml(run / "config.yaml")["task"] for run in runs]
+    baselines: dict[str, float] = {}
+    for run, task in zip(runs, tasks, strict=True):
+        if (run / "baselines.json").exists():
+            figures = json.loads((run / "baselines.json").read_text())
+            ends = _COMPARABLE.get(task["target"]["kind"], ())
+            baselines |= {name: value for name, value in figures.items() if name.endswith(ends)}
+    names = [f"{run.name} ({task['kind'].replace('_', ' ')})" for run, task in zip(runs, tasks, strict=True)]
+    training_curves({name: read_metrics(run) for name, run in zip(names, runs, strict=True)}, baselines, path)

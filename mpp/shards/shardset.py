@@ -70,7 +70,7 @@ def split_names(root: Path) -> tuple[str, ...]:
     return tuple(_read_index(Path(root))["splits"])
 
 
-def open_shards(root: Path, split: str) -> ShardSet:
+def open_shards(root: str | Path, split: str) -> ShardSet:
     """Open one split after comparing every shard's size with its record.
 
     Raises ``DataError`` for a folder that is no finished set, a split that it has not, and a shard that is

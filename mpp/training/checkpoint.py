@@ -88,7 +88,7 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(run: Path) -> Path:
-    """Return the newest checkpoint of a run, verified; raise ``CheckpointError`` where there is none or it is damaged."""
+    """Return the newest checkpoint of a run, verified; raise ``CheckpointError`` for none or a damaged one."""
     found = complete_checkpoints(run / CHECKPOINTS)
     if not found:
         raise CheckpointError(f"{run} has no checkpoint", fix="the folder of a run of mpp pretrain")
@@ -146,7 +146,8 @@ def load_backbone(source: str) -> Backbone:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["mpp"])
-            weights = {name: file.get_tensor(name) for name in file.keys()}
+            names = file.keys()
+            weights = {name: file.get_tensor(name) for name in names}
         vit = resolve(VitConfig, header["vit"], where=str(path))
     except (SafetensorError, OSError, KeyError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{path} is not a backbone that mpp wrote ({error})", fix=fix) from error

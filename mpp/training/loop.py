@@ -45,9 +45,11 @@ class Trainer:
         self._last_loss: Tensor | None = None
 
     def run(self, start: int, before_step: Callable[[int], None], on_log: Callable[[int, Values], None]) -> None:
-        """Take the steps from ``start`` to the end of the plan; raise ``NumericsError`` on a loss that is not finite."""
+        """Take steps from ``start`` to the end of the plan; raise ``NumericsError`` for a loss that is not finite."""
         plan = self.plan
         self.task.train()
+        # Accelerate goes on counting micro-batches where a checkpoint, or the run before, divided batches otherwise.
+        self.accelerator.step = 0
         for step in range(start, plan.steps):
             # DO NOT CHANGE THE ORDER OF OPERATIONS: exact resume and the equality of runs rest on it.
             before_step(step)  # 1. save or stop, if due: the state here is that of `step` finished steps

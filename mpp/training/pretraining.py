@@ -23,7 +23,7 @@ from mpp.model.tasks import ClassificationConfig, MaskedPatchesConfig, TaskConfi
 from mpp.model.vit import Vit, VitConfig
 from mpp.shards.shardset import ShardSet, open_shards
 from mpp.stream.loader import TrainStream, evaluation_batches
-from mpp.stream.order import permutation
+from mpp.stream.order import count_steps, permutation
 from mpp.stream.views import ViewConfig
 from mpp.training.checkpoint import BACKBONE, CHECKPOINTS, CheckpointStore, save_backbone
 from mpp.training.devices import Precision, divide_batch, open_accelerator, prepare
@@ -81,6 +81,7 @@ def pretrain(settings: PretrainConfig) -> None:
         )
     accelerator = open_accelerator(settings.precision)
     divide_batch(settings.global_batch, settings.micro_batch, accelerator.num_processes)
+    count_steps(shards.samples, settings.global_batch)
     torch.manual_seed(settings.seed)
     task = build_task(settings.task, Vit(settings.vit), num_classes=len(shards.classes or ()), seed=settings.seed)
     run = Run(Path(settings.out), settings) if accelerator.is_main_process else None
@@ -201,7 +202,8 @@ class _Pretraining:
 
     def _origin(self) -> str:
         settings = self.settings
-        return f"{settings.task.kind}, {settings.steps} steps of {settings.global_batch} images, seed {settings.seed}, shards {self.shards.fingerprint[:12]}"
+        budget = f"{settings.steps} steps of {settings.global_batch} images"
+        return f"{settings.task.kind}, {budget}, seed {settings.seed}, shards {self.shards.fingerprint[:12]}"
 
 
 def _told_by_main(flag: bool) -> bool:

@@ -31,7 +31,7 @@ _FREE = {"out", "workers", "log_every", "save_every", "micro_batch"}
 class Run:
     """An open run folder; one process at a time has it. ``finished`` says whether an earlier call ended the run.
 
-    Raises ``ConfigError`` where the run was begun with other settings or is in use, ``DiskError`` where it cannot write.
+    Raises ``ConfigError`` where the run was begun with other settings or is in use, ``DiskError`` where it cannot be.
     """
 
     def __init__(self, folder: Path, settings: Any) -> None:

@@ -112,11 +112,10 @@ def test_what_is_no_image_raises(make_image: MakeImage, damage: Callable[[bytes]
         decode(damage(make_image(7, (64, 64))))
 
 
-def test_real_photographs_decode_as_by_pillow() -> None:
-    folder = Path(__file__).parents[3] / "shared" / "data" / "imagenette" / "test"
-    if not folder.is_dir():
-        pytest.skip("the shared data is not here")
-    for path in sorted(folder.glob("*/*.JPEG"))[::100]:
+def test_real_photographs_decode_as_by_pillow(data: Path) -> None:
+    paths = sorted((data / "imagenette" / "test").glob("*/*.JPEG"))[::100]
+    assert paths
+    for path in paths:
         image = path.read_bytes()
         assert (decode(image).int() - pillow_pixels(image).int()).abs().float().mean() < 0.1
 

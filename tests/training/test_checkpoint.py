@@ -67,7 +67,7 @@ def damage_manifest(path: Path) -> None:
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(store: CheckpointStore, damage, capsys) -> None:  # type: ignore[no-untyped-def]
     save(store, 1)
     damage(save(store, 2))
-    path, facts = store.latest() or (Path(), {})
+    _, facts = store.latest() or (Path(), {})
     assert facts == {"step": 1}
     assert (store.folder / "step-000000002.corrupt").is_dir()
     assert "warning" in capsys.readouterr().out

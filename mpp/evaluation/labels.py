@@ -1,0 +1,48 @@
+"""Which labelled images are fine-tuned on and which are held out: a function of the labels and a seed."""
+
+import numpy as np
+
+from mpp.errors import DataError
+from mpp.shards.shardset import ShardSet, open_shards
+from mpp.stream.order import Ints, permutation
+
+
+def labelled_shards(root: str, split: str) -> ShardSet:
+    """Open a split; raise ``DataError`` where it carries no labels."""
+    shards = open_shards(root, split)
+    if shards.classes is None:
+        raise DataError(f"{root}: the split {split} carries no labels", fix="mpp-shard SOURCE OUT labels=folders")
+    return shards
+
+
+def choose_labels(labels: Ints, num_classes: int, per_class: int | None, seed: int) -> Ints:
+    """Return the sample ids to train on: all, or ``per_class`` of each class drawn by ``seed``, in ascending order."""
+    if per_class is None:
+        return np.arange(len(labels), dtype=np.int64)
+    counts = np.bincount(labels, minlength=num_classes)
+    if counts.min() < per_class:
+        raise DataError(
+            f"class {counts.argmin()} has {counts.min()} labelled images, labels_per_class asks for {per_class}",
+            fix=f"labels_per_class={counts.min() or 'null'}",
+        )
+    parts = []
+    for label in range(num_classes):
+        members = np.flatnonzero(labels == label)
+        parts.append(members[permutation(len(members), seed, label)[:per_class]])
+    return np.sort(np.concatenate(parts)).astype(np.int64)
+
+
+def split_held_out(ids: Ints, labels: Ints, share: float, seed: int) -> tuple[Ints, Ints]:
+    """Split ids into those to fit and those held out, ``share`` of every class and at least one image of it."""
+    held = []
+    for label in np.unique(labels[ids]):
+        members = ids[labels[ids] == label]
+        count = max(1, round(share * len(members)))
+        if count >= len(members):
+            raise DataError(
+                f"class {label} has {len(members)} labelled image(s): none is left beside the held-out ones",
+                fix="learning_rates=[] or more labels_per_class",
+            )
+        held.append(members[permutation(len(members), seed, int(label), 1)[:count]])
+    chosen = np.sort(np.concatenate(held))
+    return np.setdiff1d(ids, chosen), chosen

@@ -1,0 +1,192 @@
+"""Fine-tuning: a zero head on any backbone, every test image once, a rate chosen without the test images."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mpp.config import merge, resolve
+from mpp.errors import CheckpointError, ConfigError, DataError, DiskError, NumericsError
+from mpp.evaluation.finetune import Finetuning, TransferConfig, flops_per_image, load_vit, transfer
+from mpp.model.tasks import Classification
+from mpp.training.checkpoint import load_backbone
+
+
+@pytest.fixture
+def tree(tiny_shards: Path, tiny_vit: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """A transfer from scratch of three steps, as in a configuration file."""
+    return {
+        "backbone": "scratch",
+        "shards": str(tiny_shards),
+        "out": str(tmp_path / "out"),
+        "vit": tiny_vit,
+        "view": {"crop": "pad"},
+        "optimizer": {"kind": "adamw", "learning_rate": 0.01},
+        "steps": 3,
+        "global_batch": 12,
+        "workers": 0,
+    }
+
+
+def settings(tree: dict[str, Any], **changes: Any) -> TransferConfig:
+    return resolve(TransferConfig, merge(tree, changes))
+
+
+def test_a_transfer_adds_one_line_and_its_first_loss_is_ln_k(tree: dict[str, Any], tiny_run: Path) -> None:
+    for backbone in ("scratch", str(tiny_run), str(tiny_run / "backbone.safetensors")):
+        transfer(settings(tree, backbone=backbone))
+    lines = [json.loads(line) for line in (Path(tree["out"]) / "results.jsonl").read_text().splitlines()]
+    assert len(lines) == 3
+    for line in lines:
+        assert line["first_loss"] == pytest.approx(math.log(3), abs=1e-6)
+        assert (line["test_images"], line["images_seen"], line["recipe"]) == (31, 36, "adamw")
+        assert 0 <= line["top1"] <= line["top5"] == 100  # of three classes five are all
+    assert lines[0]["origin"] == "scratch"
+    assert lines[1]["origin"].startswith("masked_patches, 2 steps of 16 images")
+    assert lines[1]["top1"] == lines[2]["top1"]
+    assert lines[0]["flops"] == lines[1]["flops"] > 0
+
+
+def test_the_first_loss_is_of_the_first_step_however_rarely_is_logged(tree: dict[str, Any]) -> None:
+    job = Finetuning(settings(tree, steps=60))
+    assert job.final(0.01).first_loss == pytest.approx(math.log(3), abs=1e-6)
+
+
+def test_three_plain_hues_are_learnt(tree: dict[str, Any]) -> None:
+    assert Finetuning(settings(tree, steps=40)).final(0.01).top1 > 90
+
+
+def test_the_same_transfer_twice_gives_the_same_result_whatever_the_micro_batch(tree: dict[str, Any]) -> None:
+    results = [Finetuning(settings(tree, **change)).final(0.01) for change in ({}, {}, {"micro_batch": 4})]
+    assert results[0].top1 == results[1].top1
+    assert results[0].top1 == results[2].top1
+
+
+@pytest.mark.parametrize("micro_batch", [4, 7, 31, None])
+def test_every_test_image_is_counted_once_whatever_the_batch(tree: dict[str, Any], micro_batch: int | None) -> None:
+    job = Finetuning(settings(tree, micro_batch=micro_batch, global_batch=28 if micro_batch in (4, 7) else 31))
+    ids = [int(id_) for batch in job._evaluation(job.test, None) for id_ in batch.ids if id_ >= 0]
+    assert sorted(ids) == list(range(31))
+    torch.manual_seed(0)
+    task = Classification(load_vit(job.settings, None), torch.nn.Linear(16, 3)).eval()
+    top1, _, count = job._test(task, job.test, None)
+    hits = 0
+    for batch in job._evaluation(job.test, None):
+        assert batch.labels is not None
+        hits += int((task.scores(batch.images).argmax(1).eq(batch.labels) & batch.ids.ge(0)).sum())
+    assert count == 31
+    assert top1 == pytest.approx(100 * hits / 31)
+
+
+def test_the_rate_is_chosen_on_held_out_training_images_alone(
+    tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Finetuning(settings(tree, learning_rates=[0.3, 0.1, 0.2, 0.4], labels_per_class=10, held_out=0.2))
+    scores = {0.1: 50.0, 0.2: 75.0, 0.3: 75.0}
+    tested = []
+
+    def fit(self: Finetuning, ids: Any, rate: float, title: str) -> tuple[Any, float]:
+        assert np.array_equal(ids, self.fitted)
+        if rate == 0.4:
+            raise NumericsError("diverged")
+        return rate, 0.0
+
+    def test(self: Finetuning, task: Any, shards: Any, subset: Any) -> tuple[float, float, int]:
+        tested.append((shards.split, subset.tolist()))
+        return scores[task], 100.0, len(subset)
+
+    monkeypatch.setattr(Finetuning, "_fit", fit)
+    monkeypatch.setattr(Finetuning, "_test", test)
+    assert job.choose_learning_rate() == 0.2  # of two equals the smaller; one that diverges is none
+    assert tested == [("train", job.held_out.tolist())] * 3
+    assert len(job.held_out) == 6
+    assert not set(job.held_out) & set(job.fitted)
+
+
+def test_one_rate_needs_no_choice_and_holds_nothing_out(tree: dict[str, Any]) -> None:
+    job = Finetuning(settings(tree))
+    assert job.choose_learning_rate() == 0.01
+    assert len(job.fitted) == 60
+    assert len(job.held_out) == 0
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [(12, 12), (8, 14)])
+def test_another_resolution_changes_positions_alone(
+    tree: dict[str, Any], tiny_run: Path, size: tuple[int, int], interpolation: str
+) -> None:
+    chosen = settings(tree, backbone=str(tiny_run), image_size=list(size), interpolation=interpolation)
+    backbone = load_backbone(str(tiny_run))
+    vit = load_vit(chosen, backbone)
+    weights = vit.timm.state_dict()
+    assert vit.grid == (size[0] // 2, size[1] // 2)
+    assert weights["pos_embed"].shape == (1, 1 + vit.num_patches, 16)
+    assert torch.equal(weights["pos_embed"][:, 0], backbone.weights["pos_embed"][:, 0])
+    for name in weights.keys() - {"pos_embed"}:
+        assert torch.equal(weights[name], backbone.weights[name]), name
+    assert Finetuning(chosen).final(0.01).first_loss == pytest.approx(math.log(3), abs=1e-6)
+
+
+def test_at_the_same_resolution_every_weight_stays(tree: dict[str, Any], tiny_run: Path) -> None:
+    backbone = load_backbone(str(tiny_run))
+    weights = load_vit(settings(tree, backbone=str(tiny_run)), backbone).timm.state_dict()
+    assert all(torch.equal(weights[name], backbone.weights[name]) for name in weights)
+
+
+def test_flops_are_those_of_the_matrices(tree: dict[str, Any]) -> None:
+    vit = settings(tree).vit
+    tokens, width = 17, 16
+    linear = 2 * (12 * width * width * tokens + 2 * tokens * tokens * width) * vit.depth  # type: ignore[operator]
+    ends = 2 * (16 * 3 * 4 * width + 3 * width)
+    counted = flops_per_image(vit, 3)
+    # Backward costs twice as much, but the pixels need no gradient.
+    assert counted == pytest.approx(3 * (linear + ends), rel=0.01)
+
+
+def test_few_images_are_one_batch_in_even_parts(tree: dict[str, Any]) -> None:
+    job = Finetuning(settings(tree, labels_per_class=5, global_batch=64, micro_batch=4))
+    assert job._divide(job.chosen) == (15, 3, 5)
+    assert job.final(0.01).images_seen == 45
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"labels_per_class": 21}, DataError, "labels_per_class=20"),
+        ({"labels_per_class": 1, "learning_rates": [0.1, 0.2]}, DataError, "none is left"),
+        ({"test_split": "val"}, DataError, "no split 'val'"),
+        ({"backbone": "nowhere"}, CheckpointError, "no backbone at nowhere"),
+        ({"backbone": __file__}, CheckpointError, "not a backbone that mpp wrote"),
+        ({"image_size": [9, 9]}, ConfigError, "patch size"),
+        ({"micro_batch": 5}, ConfigError, "use 1, 2, 3, 4, 6, 12"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(
+    tree: dict[str, Any], changes: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        transfer(settings(tree, **changes))
+    assert not Path(tree["out"]).exists()
+
+
+def test_shards_without_labels_are_refused(tree: dict[str, Any], bare_tiny_shards: Path) -> None:
+    with pytest.raises(DataError, match="no labels"):
+        transfer(settings(tree, shards=str(bare_tiny_shards)))
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(
+    tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DiskError, match="out=FOLDER"):
+        transfer(settings(tree, out=str(tmp_path / "file" / "out")))
+    assert "finetune" not in capsys.readouterr().out
+
+
+def test_rates_of_zero_are_refused(tree: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="learning_rates"):
+        settings(tree, learning_rates=[0.0])

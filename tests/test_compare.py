@@ -1,0 +1,64 @@
+"""``mpp compare`` as a person types it: the table printed and written, one message for bad input."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mpp.compare import main
+
+
+@pytest.fixture
+def words(tiny_shards: Path, tiny_vit: dict[str, Any], tmp_path: Path) -> list[str]:
+    """A command line of two arms, two steps each, into tmp_path/out."""
+    budget = {"steps": 2, "global_batch": 16, "workers": 0}
+    tree = {"pretrain": {"vit": tiny_vit, **budget}, "transfer": budget, "arms": ["masked", "scratch"], "seeds": [0]}
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    return ["--config", str(file), f"shards={tiny_shards}", f"out={tmp_path / 'out'}"]
+
+
+def test_the_table_is_printed_and_written_and_the_same_command_repeats_nothing(
+    words: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 0
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert table in capfd.readouterr().out
+    assert [line.split("|")[2].strip() for line in table.splitlines()[2:4]] == ["masked", "scratch"]
+    results = (tmp_path / "out" / "results.jsonl").read_text()
+    assert main(words) == 0
+    assert table in capfd.readouterr().out
+    assert (tmp_path / "out" / "results.jsonl").read_text() == results
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code", "message"),
+    [
+        (["pretrain.stpes=3"], 2, "did you mean pretrain.steps?"),
+        (["arms=[maksed]"], 2, "arms.0"),
+        (["pretrain.task.kind=classification"], 2, "the masked arm needs masked_patches"),
+        (["shards=missing"], 3, "no shards here"),
+        (["labelled=missing"], 3, "no shards here"),
+        (["test_split=val"], 3, "no split 'val'"),
+    ],
+)
+def test_bad_input_is_one_message_with_its_exit_code_and_no_folder(
+    words: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str], wrong: list[str], code: int, message: str
+) -> None:
+    assert main([*words, *wrong]) == code
+    assert_one_message(capfd.readouterr().err, message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_fine_tuning_shards_without_labels_are_refused_before_anything_is_pretrained(
+    words: list[str], bare_tiny_shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, f"labelled={bare_tiny_shards}"]) == 3
+    assert_one_message(capfd.readouterr().err, "carries no labels")
+    assert not (tmp_path / "out").exists()
+
+
+def assert_one_message(error: str, message: str) -> None:
+    assert error.startswith("error: ") and error.count("error: ") == 1
+    assert message in error and "fix: " in error and "Traceback" not in error

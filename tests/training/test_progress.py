@@ -1,0 +1,55 @@
+"""Progress: plain lines where nobody watches a terminal, a bar where somebody does, silence on other processes."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from mpp.training.progress import StepProgress
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A stub of the clock, at 100 seconds; ``clock.now`` sets it."""
+    stub = SimpleNamespace(now=100.0)
+    monkeypatch.setattr("mpp.training.progress.time", SimpleNamespace(perf_counter=lambda: stub.now))
+    return stub
+
+
+@pytest.fixture(autouse=True)
+def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_off_a_terminal_a_line_holds_step_values_and_time_left(
+    clock: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with StepProgress("pretrain", start=10, steps=40) as progress:
+        clock.now += 130  # 10 steps of 13 s; 20 are left
+        progress.show(20, {"loss": 6.23832, "accuracy": 0.125})
+    assert capsys.readouterr().out == "pretrain 20/40  loss 6.238  accuracy 0.125  left 4:20\n"
+
+
+def test_at_the_end_no_time_is_left(clock: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    with StepProgress("finetune", start=0, steps=5) as progress:
+        clock.now += 3
+        progress.show(5, {})
+    assert capsys.readouterr().out.endswith("5/5    left 0:00\n")
+
+
+def test_other_processes_are_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    with StepProgress("pretrain", start=0, steps=5, shown=False) as progress:
+        progress.show(5, {"loss": 1.0})
+    assert capsys.readouterr() == ("", "")
+
+
+def test_on_a_terminal_a_bar_on_stderr_shows_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    with StepProgress("pretrain", start=0, steps=5) as progress:
+        progress.show(4, {"loss": 1.5})
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "pretrain" in shown.err and "4/5" in shown.err and "loss 1.5" in shown.err
