@@ -63,11 +63,16 @@ class Trainer:
                 on_log(step + 1, {**values, "learning_rate": rate})
 
     def check_finite(self, step: int) -> None:
-        """Raise ``NumericsError`` where the last loss is not finite: such weights must be neither saved nor used."""
-        if self._last_loss is not None and not bool(torch.isfinite(self._last_loss)):
+        """Raise ``NumericsError``, on all processes alike, where the last loss of one of them is not finite.
+
+        Such weights must be neither saved nor used. All processes call this at the same step.
+        """
+        if self._last_loss is None:
+            return
+        loss = self.accelerator.reduce(self._last_loss.clone(), reduction="mean")
+        if not bool(torch.isfinite(loss)):
             raise NumericsError(
-                f"the loss is {float(self._last_loss)} at step {step + 1}",
-                fix="a lower learning rate, clip=1, or precision=fp32",
+                f"the loss is {float(loss)} at step {step + 1}", fix="a lower learning rate, clip=1, or precision=fp32"
             )
 
     def _seed(self, step: int) -> None:
