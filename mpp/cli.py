@@ -48,7 +48,8 @@ def usage() -> str:
     verbs = "\n".join(f"  {verb:{width}}  {text}" for verb, text in VERBS.items())
     return (
         f"usage: mpp VERB [key=value ...]\n\nMasked-patch pretraining of Vision Transformers.\n\n{verbs}\n\n"
-        "  mpp VERB --help   every setting of a verb\n  mpp --version     the version"
+        "  mpp VERB --help   every setting of a verb\n  mpp --version     the version\n"
+        "  -v                add the traceback to an error"
     )
 
 

@@ -124,7 +124,10 @@ def read_yaml(file: Path) -> Tree:
 def describe(cls: type, *, prog: str, about: str, positional: Sequence[str] = ()) -> str:
     """Return the help page: usage, then every key with its type, default and description."""
     words = " ".join(name.upper() for name in positional)
-    lines = [f"usage: {prog} {words}{' ' if words else ''}[--config FILE ...] [--print-config] [key=value ...]", ""]
+    lines = [
+        f"usage: {prog} {words}{' ' if words else ''}[--config FILE ...] [--print-config] [-v] [key=value ...]",
+        "",
+    ]
     lines += [about.strip(), "", "settings (key: type = default):"]
     for key, kind, default, text in _settings(cls, ""):
         lines.append(f"  {key}: {kind} = {default}")

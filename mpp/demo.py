@@ -33,12 +33,11 @@ def run(argv: Sequence[str]) -> None:
     if not CONFIGS.is_dir():
         raise ConfigError(f"no recipes at {CONFIGS}", fix="run the demo from a clone installed by pip install -e .")
     write_digits(out / "images")
-    commands = road(out)
-    for command in commands:
+    for command in road(out):
         print(f"\n$ {shlex.join(command)}", flush=True)
         if code := subprocess.call([sys.executable, "-m", "mpp.cli", *command[1:]]):
             raise DemoError(code, shlex.join(command))
-    _farewell(out, commands)
+    _farewell(out)
 
 
 class DemoError(MppError):
@@ -50,14 +49,20 @@ class DemoError(MppError):
 
 
 def road(out: Path) -> list[list[str]]:
-    """Return the commands of the road, for images in ``out/images``; the comparison reuses the pretrained run."""
-    shards, masked = str(out / "shards"), str(out / "comparison" / "pretrain" / "masked-seed0")
+    """Return the demo's own commands; its comparison finds the masked run of its first seed finished."""
+    comparison = f"{out}/comparison"
+    masked, picture = f"{comparison}/pretrain/masked-seed0", f"{out}/reconstructions.png"
+    return commands(f"{out}/images", f"{out}/shards", masked, picture, comparison, "digits.yaml")
+
+
+def commands(images: str, shards: str, masked: str, picture: str, comparison: str, recipe: str) -> list[list[str]]:
+    """Return the commands from a folder of images to a table, by the recipe of that name in configs/."""
     where = f"shards={shards}"
     return [
-        ["mpp", "shard", str(out / "images"), shards],
-        ["mpp", "pretrain", "--config", str(CONFIGS / "pretrain" / "digits.yaml"), where, f"out={masked}"],
-        ["mpp", "reconstruct", masked, str(out / "reconstructions.png")],
-        ["mpp", "compare", "--config", str(CONFIGS / "compare" / "digits.yaml"), where, f"out={out / 'comparison'}"],
+        ["mpp", "shard", images, shards],
+        ["mpp", "pretrain", "--config", str(CONFIGS / "pretrain" / recipe), where, f"out={masked}"],
+        ["mpp", "reconstruct", masked, picture],
+        ["mpp", "compare", "--config", str(CONFIGS / "compare" / recipe), where, f"out={comparison}"],
     ]
 
 
@@ -75,18 +80,15 @@ def write_digits(folder: Path) -> None:
         Image.fromarray(np.round(pixels * 255 / 16).astype(np.uint8)).save(path)
 
 
-def _farewell(out: Path, commands: list[list[str]]) -> None:
-    table, picture = out / "comparison" / "table.md", out / "reconstructions.png"
-    print(f"\nThe table above is {table}; what the model predicts is {picture}.")
-    print(
-        "\nThe same with your own images (their folders may be flat; labels are needed for the last command alone):\n"
-    )
-    own = [("YOUR_IMAGES", str(out / "images")), ("YOUR_SHARDS", str(out / "shards"))]
-    for command in commands:
-        line = shlex.join(command)
-        for name, path in own:
-            line = line.replace(path, name)
-        print(f"  {line}")
+def _farewell(out: Path) -> None:
+    print(f"\nThe table above is {out / 'comparison' / 'table.md'}, its curves are beside it;")
+    print(f"what the model predicts is {out / 'reconstructions.png'}.")
+    print("\nThe same with your own images, at 32 x 32 pixels to begin with:\n")
+    for command in commands(
+        "YOUR_IMAGES", "YOUR_SHARDS", "YOUR_RUN", "YOUR_PICTURE.png", "YOUR_TABLES", "cifar10_small.yaml"
+    ):
+        print(f"  {shlex.join(command)}")
+    print("\nFolders may be flat; only the last command needs labels: YOUR_IMAGES/{train,test}/CLASS.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -236,7 +236,7 @@ def test_help_shows_every_key_with_type_default_and_description(capsys: pytest.C
         _parse("--help", positional=("out",))
     page = capsys.readouterr().out
     assert ended.value.code == 0
-    assert page.startswith("usage: mpp try OUT [--config FILE ...] [--print-config] [key=value ...]\n\nTry.\n")
+    assert page.startswith("usage: mpp try OUT [--config FILE ...] [--print-config] [-v] [key=value ...]\n\nTry.\n")
     for line in (
         "  out: Path = (required)\n      folder of the run\n",
         "  steps: int = 100\n      optimizer steps\n",

@@ -60,6 +60,14 @@ def test_a_bug_is_not_hidden() -> None:
         exit_code_of(fail, [])
 
 
+def test_ctrl_c_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(argv: Sequence[str]) -> None:
+        raise KeyboardInterrupt
+
+    assert exit_code_of(interrupt, []) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_a_reader_that_goes_away_is_no_error() -> None:
     done = subprocess.run(
         f"{sys.executable} -m mpp.pretrain --help | head -1", shell=True, capture_output=True, text=True

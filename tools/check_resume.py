@@ -35,7 +35,11 @@ def main() -> int:
     print(f"undisturbed: {steps} log lines in {time.monotonic() - began:.0f} s", flush=True)
     for kill in range(arguments.kills):
         least = moments.randint(_logged(cut) + 1, max(_logged(cut) + 1, steps * (kill + 1) // (arguments.kills + 1)))
-        print(f"kill {kill + 1}: {_killed(command, cut, least, moments.random())}", flush=True)
+        code = _killed(command, cut, least, moments.random())
+        print(f"kill {kill + 1}: after {_logged(cut)} log lines, exit code {code}", flush=True)
+        if code != -signal.SIGKILL:
+            print("the run ended before it was killed: no verdict; fewer kills or more steps")
+            return 2
     subprocess.run([*command, f"out={cut}"], check=True, stdout=subprocess.DEVNULL)
     names = ("metrics.jsonl", "backbone.safetensors")
     different = [name for name in names if (whole / name).read_bytes() != (cut / name).read_bytes()]
@@ -50,16 +54,15 @@ def _launcher(processes: int) -> list[str]:
     return ["-m", "accelerate.commands.launch", "--config_file", str(config)]
 
 
-def _killed(command: list[str], out: Path, lines: int, delay: float) -> str:
-    """Start the run, kill all its processes ``delay`` seconds after it has logged ``lines`` lines, say where it was."""
+def _killed(command: list[str], out: Path, lines: int, delay: float) -> int:
+    """Start the run, kill all its processes ``delay`` seconds after ``lines`` log lines, return its exit code."""
     process = subprocess.Popen([*command, f"out={out}"], start_new_session=True, stdout=subprocess.DEVNULL)
     while _logged(out) < lines and process.poll() is None:
         time.sleep(0.005)
     time.sleep(delay)
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    return f"after {_logged(out)} log lines, exit code {process.returncode}"
+    return process.wait()
 
 
 def _logged(out: Path) -> int:

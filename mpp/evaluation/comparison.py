@@ -102,13 +102,20 @@ def _possible_arms(settings: CompareConfig) -> tuple[tuple[Arm, ...], list[str]]
             f"pretrain.task.kind is {settings.pretrain.task.kind}, the masked arm needs masked_patches",
             fix="pretrain.task.kind=masked_patches, or arms without masked",
         )
+    if settings.pretrain.precision != settings.transfer.precision:
+        raise ConfigError(
+            f"pretrain.precision is {settings.pretrain.precision}, transfer.precision {settings.transfer.precision}",
+            fix="the same for both",
+        )
     for labels in settings.labels_per_class:
         Finetuning(_transfer_config(settings, SCRATCH, labels, settings.seeds[0]))
     shards = open_shards(settings.shards, "train")
     if "supervised" not in settings.arms:
         return settings.arms, []
     if shards.classes is not None:
-        return settings.arms, [f"supervised pretraining saw the labels of all {shards.samples:,} images it trained on"]
+        return settings.arms, [
+            f"supervised pretraining saw the labels of all {shards.samples:,} images, also those held out for its rate"
+        ]
     note = f"supervised pretraining is left out: {settings.shards} carries no labels"
     rest = tuple(arm for arm in settings.arms if arm != "supervised")
     if not rest:

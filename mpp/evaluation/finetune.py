@@ -18,15 +18,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mpp.config import config
+from mpp.config import config, dump
 from mpp.errors import CheckpointError, DataError, DiskError, NumericsError
-from mpp.evaluation.labels import choose_labels, labelled_shards, split_held_out
+from mpp.evaluation.labels import choose_labels, labelled_shards, read_labels, split_held_out
 from mpp.model.tasks import Classification, StepOutput, zero_linear
 from mpp.model.vit import Interpolation, Vit, VitConfig, resize_positions
 from mpp.shards.shardset import ShardSet
 from mpp.stream.loader import Batch, TrainStream, evaluation_batches
 from mpp.stream.order import Ints
-from mpp.stream.reader import ShardReader
 from mpp.stream.views import ViewConfig
 from mpp.training.checkpoint import Backbone, load_backbone
 from mpp.training.devices import Precision, divide_batch, open_accelerator, prepare
@@ -48,7 +47,7 @@ class TransferRecipe:
     )
     optimizer: OptimizerConfig = Sgd()
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (), description="grid to choose from on held-out labels; empty: the optimizer's"
+        (), description="grid tried on held-out labels; where given, it replaces the optimizer's rate"
     )
     held_out: float = Field(
         0.1, gt=0, lt=1, description="share of the training labels of each class that the choice is made on"
@@ -98,10 +97,11 @@ class TransferResult:
 
 
 def transfer(settings: TransferConfig) -> TransferResult:
-    """Choose the learning rate, fine-tune on all chosen labels, test; append one JSON line to OUT/results.jsonl.
+    """Choose the learning rate, fine-tune on all chosen labels, test.
 
-    Raises ``CheckpointError`` for a backbone that is not one, ``DataError`` for shards without enough labels,
-    ``DiskError`` where OUT cannot be written, all before the first step.
+    Appends a JSON line with the result and all settings to OUT/results.jsonl. Raises ``CheckpointError`` for a
+    backbone that is not one, ``DataError`` for shards without enough labels, ``DiskError`` where OUT cannot be
+    written, all before the first step.
     """
     began = time.perf_counter()
     job = Finetuning(settings)
@@ -110,7 +110,7 @@ def transfer(settings: TransferConfig) -> TransferResult:
     result = replace(result, seconds=round(time.perf_counter() - began, 1))
     if job.accelerator.is_main_process:
         with path.open("a") as file:
-            file.write(json.dumps(asdict(result)) + "\n")
+            file.write(json.dumps({**asdict(result), "settings": dump(settings)}) + "\n")
         print(
             f"top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} % of {result.test_images} images; added to {path}",
             flush=True,
@@ -126,7 +126,7 @@ class Finetuning:
         self.train = labelled_shards(settings.shards, settings.train_split)
         self.test = labelled_shards(settings.shards, settings.test_split)
         self.num_classes = len(self.train.classes or ())
-        labels = ShardReader(self.train).labels()
+        labels = read_labels(self.train)
         self.chosen = choose_labels(labels, self.num_classes, settings.labels_per_class, settings.seed)
         self.grid = sorted(set(settings.learning_rates)) or [settings.optimizer.learning_rate]
         self.fitted, self.held_out = self.chosen, self.chosen[:0]
@@ -229,7 +229,6 @@ class Finetuning:
             world=self.accelerator.num_processes,
             workers=self.settings.workers,
             subset=ids,
-            need_labels=True,
         )
 
     @torch.no_grad()

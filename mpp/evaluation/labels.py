@@ -1,10 +1,14 @@
 """Which labelled images are fine-tuned on and which are held out: a function of the labels and a seed."""
 
+from functools import lru_cache
+
 import numpy as np
 
 from mpp.errors import DataError
+from mpp.shards.hashing import permutation
 from mpp.shards.shardset import ShardSet, open_shards
-from mpp.stream.order import Ints, permutation
+from mpp.stream.order import Ints
+from mpp.stream.reader import ShardReader
 
 
 def labelled_shards(root: str, split: str) -> ShardSet:
@@ -13,6 +17,12 @@ def labelled_shards(root: str, split: str) -> ShardSet:
     if shards.classes is None:
         raise DataError(f"{root}: the split {split} carries no labels", fix="mpp-shard SOURCE OUT labels=folders")
     return shards
+
+
+@lru_cache(maxsize=2)
+def read_labels(shards: ShardSet) -> Ints:
+    """Return all labels of a split, int64 [N]; the last sets read are remembered."""
+    return ShardReader(shards).labels()
 
 
 def choose_labels(labels: Ints, num_classes: int, per_class: int | None, seed: int) -> Ints:

@@ -14,9 +14,9 @@ _SIGMA = 1.0  # width of the Gaussian in patches; the nearest neighbours dominat
 
 
 def trivial_baselines(
-    images_B3HW: Tensor, ids_B: Tensor, patch: tuple[int, int], mask: RandomMask, bits: int
+    images_B3HW: Tensor, ids_B: Tensor, patch: tuple[int, int], mask: RandomMask, bits: int, *, seed: int
 ) -> dict[str, float]:
-    """Measure the trivial predictions on uint8 images, under the corruption that training would draw.
+    """Measure the trivial predictions on uint8 images, under the corruption that training draws in its first epoch.
 
     Losses in nats: ``uniform_loss`` (nothing known), ``marginal_loss`` (entropy of the colour classes, the best
     constant prediction). Accuracies: ``majority_accuracy``, ``visible_mean_accuracy`` (mean colour of the
@@ -26,7 +26,7 @@ def trivial_baselines(
     classes_BN = color_classes(patches, bits)
     frequencies = torch.bincount(classes_BN.flatten(), minlength=1 << (3 * bits)).double() / classes_BN.numel()
     present = frequencies[frequencies > 0]
-    corruption = mask.draw(ids_B, classes_BN.shape[1], seed=0, epoch=0)
+    corruption = mask.draw(ids_B, classes_BN.shape[1], seed=seed, epoch=0)
     corrupted_BN = torch.zeros_like(classes_BN, dtype=torch.bool).scatter(1, corruption.positions_BM, True)
     colors_BN3 = patches.float().mean((-2, -1))
     grid = (images_B3HW.shape[2] // patch[0], images_B3HW.shape[3] // patch[1])

@@ -43,7 +43,9 @@ def draw_reconstructions(run: str, path: str, num_images: int) -> None:
     try:
         task.load_state_dict(load_file(newest_checkpoint(Path(run)) / "model.safetensors"))
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{run}: the newest checkpoint does not hold its model ({error})") from error
+        raise CheckpointError(
+            f"{run}: the newest checkpoint holds no plain model.safetensors, as after DeepSpeed ({error})"
+        ) from error
     if Path(path).suffix not in (".png", ".svg"):
         raise ConfigError(f"{path}: pictures are .png or .svg", fix=f"picture={Path(path).with_suffix('.png')}")
     shards = open_shards(settings.shards, settings.split)

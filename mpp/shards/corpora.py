@@ -3,23 +3,21 @@
 A corpus lists its images once (:class:`Listing`) and then reads any of them by split and number, in any process.
 """
 
-import errno
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from mpp.errors import ConfigError, DataError
-from mpp.shards.images import IMAGE_NAMES, has_signature
+from mpp.shards.files import file_size, is_image, printable, read_file, walk
 from mpp.shards.layout import Int64s, Split
 
 SPLIT_OF = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
-MAX_FILE_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -109,8 +107,11 @@ def list_corpus(source: str, labels: str, image: str | None) -> Listing:
     root = Path(source)
     if root.is_dir():
         names = list(walk(source))
-        images = [name for name in names if _is_image(root, name)]
+        images = [name for name in names if is_image(root, name)]
         tables = [name for name in names if name.lower().endswith(".parquet")]
+        if images and tables:
+            found = f"both images ({printable(images[0])}) and parquet files ({printable(tables[0])})"
+            raise ConfigError(f"{source}: {found} lie here", fix="name the subfolder with those to shard, or part them")
         if not images and not tables:
             raise DataError(f"{source}: no images and no parquet files under this folder", fix="name another SOURCE")
         return list_dataset(source, labels, image, tables) if not images else list_folder(root, images, labels)
@@ -119,41 +120,6 @@ def list_corpus(source: str, labels: str, image: str | None) -> Listing:
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source) and not root.parent.exists():
         return list_dataset(source, labels, image, [])
     raise ConfigError(f"{source}: no such folder", fix="name an existing folder, or a Hub dataset as OWNER/NAME")
-
-
-def walk(folder: str, prefix: str = "", above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
-    """Yield every file under ``folder``, relative, in bytewise order; hidden names are skipped.
-
-    Links to folders are followed unless they lead back into a folder that is being walked (``above``). Raises
-    ``DataError`` for a folder that cannot be listed.
-    """
-    status = os.stat(folder)
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        return
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name))
-    except OSError as error:
-        raise DataError(f"{folder}: cannot list it, {error.strerror}", fix="make the folder readable") from None
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            yield from walk(entry.path, f"{prefix}{entry.name}/", above | {here})
-        elif entry.is_file() or entry.is_symlink():  # a dangling link is listed, and later counted as unreadable
-            yield prefix + entry.name
-
-
-def _is_image(root: Path, name: str) -> bool:
-    """Say whether a file counts as an image: by its extension, or without one by its first bytes."""
-    extension = PurePosixPath(name).suffix[1:].lower()
-    if extension:
-        return extension in IMAGE_NAMES
-    try:
-        with open(root / name, "rb") as file:
-            return has_signature(file.read(16))
-    except OSError:
-        return False
 
 
 def list_folder(root: Path, names: list[str], labels: str) -> Listing:
@@ -177,7 +143,7 @@ def list_folder(root: Path, names: list[str], labels: str) -> Listing:
     splits = {
         split: Split(
             tuple(map(printable, group)),
-            np.array([_file_size(root / f) for f in group], np.int64),
+            np.array([file_size(root / f) for f in group], np.int64),
             None if numbers is None else numbers[split],
         )
         for split, group in files.items()
@@ -210,13 +176,6 @@ def _folder_at(name: str, depth: int) -> str | None:
     return parts[depth] if len(parts) > depth + 1 else None
 
 
-def _file_size(path: Path | str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0
-
-
 def list_dataset(source: str, labels: str, image: str | None, files: list[str]) -> Listing:
     """List a dataset from parquet ``files`` under the folder ``source``, or from the Hub where there are none."""
     tables = _load(source, files)
@@ -225,14 +184,21 @@ def list_dataset(source: str, labels: str, image: str | None, files: list[str]) 
     if column not in features:
         raise ConfigError(f"image={column}: no such column; there are {', '.join(features)}", fix="image=COLUMN")
     label = _label_column(features, labels)
-    classes = _class_names(features, tables, label)
-    numbers = None if label is None else {name: _labels(name, table, label) for name, table in tables.items()}
-    splits = {}
+    splits, why = {}, ""
     for name, table in tables.items():
+        numbers = None if label is None else _labels(name, table, label)
+        if label is not None and numbers is None:
+            why += (
+                f"; {name} left out: none of its {len(table):,} images has a label in {label!r} (labels=none takes it)"
+            )
+            continue
         sources = tuple(f"{name}[{item}]" for item in range(len(table)))
-        splits[name] = Split(sources, _row_sizes(table, column), None if numbers is None else numbers[name])
+        splits[name] = Split(sources, _row_sizes(table, column), numbers)
+    if not splits:
+        raise DataError(f"{source}: no split has labels in {label!r}", fix="labels=none")
+    classes = _class_names(features, splits, label)
     what = f"dataset {source}, image column {column!r}"
-    return Listing(splits, classes, _describe(what, splits, classes, ""), DatasetReader(tables, column))
+    return Listing(splits, classes, _describe(what, splits, classes, why), DatasetReader(tables, column))
 
 
 def _load(source: str, files: list[str]) -> dict[str, Any]:
@@ -240,14 +206,11 @@ def _load(source: str, files: list[str]) -> dict[str, Any]:
     import datasets
 
     datasets.disable_progress_bars()
+    groups: dict[str, list[str]] = {}
+    for file in files:
+        groups.setdefault(_split_of_file(file), []).append(str(Path(source) / file))
     try:
-        if files:
-            groups: dict[str, list[str]] = {}
-            for file in files:
-                groups.setdefault(_split_of_file(file), []).append(str(Path(source) / file))
-            loaded = datasets.load_dataset("parquet", data_files=groups)
-        else:
-            loaded = datasets.load_dataset(source)
+        loaded = datasets.load_dataset("parquet", data_files=groups) if files else datasets.load_dataset(source)
     except Exception as error:  # a network, a file system and many parsers speak through this one call
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         what = "its parquet files cannot be read" if files else "no such folder, and no such dataset on the Hub"
@@ -256,11 +219,19 @@ def _load(source: str, files: list[str]) -> dict[str, Any]:
 
 
 def _split_of_file(file: str) -> str:
-    """Return the split that a parquet file's name or folder begins with, else train."""
+    """Return the split that is a word of a parquet file's name, or else of the nearest folder's, else train.
+
+    Raises ``DataError`` where that name has the words of two splits.
+    """
     for part in reversed(file.lower().split("/")):
-        match = re.match(r"(train|validation|valid|val|test)(?![a-z])", part)
-        if match:
-            return SPLIT_OF[match[1]]
+        words = re.findall(r"(?<![a-z])(train|validation|valid|val|test)(?![a-z])", part)
+        found = sorted({SPLIT_OF[word] for word in words})
+        if len(found) > 1:
+            raise DataError(
+                f"{printable(file)} names the splits {' and '.join(found)}", fix="rename it after one split"
+            )
+        if found:
+            return found[0]
     return "train"
 
 
@@ -288,17 +259,20 @@ def _label_column(features: Any, labels: str) -> str | None:
     return labels
 
 
-def _class_names(features: Any, tables: dict[str, Any], label: str | None) -> tuple[str, ...] | None:
+def _class_names(features: Any, splits: dict[str, Split], label: str | None) -> tuple[str, ...] | None:
     if label is None:
         return None
     if type(features[label]).__name__ == "ClassLabel":
         return tuple(features[label].names)
-    most = max(int(_labels(name, table, label).max(initial=-1)) for name, table in tables.items())
+    most = max(int(split.labels.max(initial=-1)) for split in splits.values() if split.labels is not None)
     return tuple(str(number) for number in range(most + 1))
 
 
-def _labels(split: str, table: Any, column: str) -> Int64s:
-    """Read a column of integer labels; raise ``DataError`` where some are missing or are no integers from 0."""
+def _labels(split: str, table: Any, column: str) -> Int64s | None:
+    """Read a column of integer labels, None where all are missing (-1 or null), as in the test sets of the Hub.
+
+    Raises ``DataError`` where only some are missing, or the labels are no integers.
+    """
     import pyarrow
 
     values = table.data.column(column)
@@ -306,9 +280,9 @@ def _labels(split: str, table: Any, column: str) -> Int64s:
         raise DataError(f"{split}: column {column} holds {values.type}, labels are integers", fix="labels=none")
     numbers = np.asarray(values.fill_null(-1).to_numpy(), np.int64)
     missing = int((numbers < 0).sum())
-    if missing:
+    if 0 < missing < len(numbers):
         raise DataError(f"{split}: {missing} of {len(numbers)} images have no label in {column!r}", fix="labels=none")
-    return numbers
+    return None if missing else numbers
 
 
 def _row_sizes(table: Any, column: str) -> Int64s:
@@ -324,7 +298,7 @@ def _row_sizes(table: Any, column: str) -> Int64s:
     lengths = pyarrow.compute.fill_null(pyarrow.compute.binary_length(data), -1)
     sizes = np.array(lengths.to_numpy(), np.int64)
     for item in np.flatnonzero(sizes < 0).tolist():
-        sizes[item] = _file_size(paths[item].as_py() or "") if paths is not None else 0
+        sizes[item] = file_size(paths[item].as_py() or "") if paths is not None else 0
     return sizes
 
 
@@ -333,18 +307,4 @@ def _describe(what: str, splits: dict[str, Split], classes: tuple[str, ...] | No
     if classes is None:
         return f"{what}: {counts}; no labels{why}"
     names = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
-    return f"{what}: {counts}; labels: {len(classes)} classes ({names})"
-
-
-def read_file(path: Path) -> bytes:
-    """Read a file; raise ``OSError`` where that is impossible, EFBIG for files above ``MAX_FILE_BYTES``."""
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > MAX_FILE_BYTES:
-            raise OSError(errno.EFBIG, f"{size} bytes, at most {MAX_FILE_BYTES}", str(path))
-        return file.read()
-
-
-def printable(text: str) -> str:
-    """Return ``text`` with bytes of file names that are no UTF-8 written as escapes."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return f"{what}: {counts}; labels: {len(classes)} classes ({names}){why}"

@@ -3,7 +3,6 @@
 Every task is a pure function of its arguments, so it does not matter who runs it, how often, or in which order.
 """
 
-import fcntl
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -26,6 +25,7 @@ import rich.table
 
 from mpp.errors import ConfigError, DataError, Stopped
 from mpp.shards.corpora import Listing, list_corpus
+from mpp.shards.disk import lock_file
 from mpp.shards.images import ImagePolicy
 from mpp.shards.layout import (
     FORMAT_VERSION,
@@ -35,7 +35,7 @@ from mpp.shards.layout import (
     options_hash,
     plan_shards,
 )
-from mpp.shards.shardset import RECORDS
+from mpp.shards.shardset import MEMBER, RECORDS
 from mpp.shards.sidecars import finalize
 from mpp.shards.writer import TEMPORARY, ShardTask, disk_errors, write_atomic, write_shard
 
@@ -173,11 +173,11 @@ def _alone(out: Path, layout: Record) -> Iterator[None]:
     """Hold the output folder for this run and this layout; raise ``ConfigError`` where another has it."""
     path = out / RECORDS / "layout.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(out / RECORDS / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"another mpp-shard is writing to {out}", fix="wait for it, or stop it") from None
+    try:
+        lock = lock_file(out / RECORDS / "lock")
+    except BlockingIOError:
+        raise ConfigError(f"another mpp-shard is writing to {out}", fix="wait for it, or stop it") from None
+    with lock:
         if path.exists():
             _check_same(out, json.loads(path.read_text()), layout)
         else:
@@ -211,12 +211,13 @@ def _run(tasks: list[ShardTask], workers: int | None, console: rich.console.Cons
 
 
 def _committed(task: ShardTask) -> Record | None:
-    """Return the commit record of a shard that is done: of this layout, with a tar of the recorded size."""
+    """Return the commit record of a shard that is done: of this layout, tar and table of the recorded sizes."""
     tar = task.root / task.plan.name
     path = (task.root / RECORDS / task.plan.name).with_suffix(".json")
     try:
         record: Record = json.loads(path.read_text())
-        same = record["layout_hash"] == task.layout_hash and path.with_suffix(".members").exists()
+        table = record["samples"] * len(record["members"]) * MEMBER.itemsize
+        same = record["layout_hash"] == task.layout_hash and path.with_suffix(".members").stat().st_size == table
         return record if same and (not record["samples"] or tar.stat().st_size == record["bytes"]) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

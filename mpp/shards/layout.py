@@ -15,6 +15,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from mpp.config import config
+from mpp.shards.hashing import INCREMENT, hash64
 
 FORMAT_VERSION = 1
 ENOUGH_SHARDS = 8 * 64  # eight shards for each of 64 lanes of the stream
@@ -71,14 +72,10 @@ class ShardPlan:
 def mixed_order(count: int, seed: int, salt: str) -> Int64s:
     """Return a permutation of ``range(count)`` that depends on ``seed`` and ``salt`` alone.
 
-    Items are sorted by a 64-bit integer hash (the finaliser of splitmix64), which no library version changes.
+    Items are sorted by successive outputs of SplitMix64, which no library version changes.
     """
-    start = int.from_bytes(hashlib.sha256(f"{seed}/{salt}".encode()).digest()[:8], "little")
-    with np.errstate(over="ignore"):
-        z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(start)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.argsort(z ^ (z >> np.uint64(31)), kind="stable").astype(np.int64)
+    start = np.uint64(int.from_bytes(hashlib.sha256(f"{seed}/{salt}".encode()).digest()[:8], "little"))
+    return np.argsort(hash64(start + np.arange(count, dtype=np.uint64) * INCREMENT), kind="stable")
 
 
 def plan_shards(split: str, sizes: Int64s, *, seed: int, shard_samples: int, shard_bytes: int) -> list[ShardPlan]:

@@ -23,7 +23,7 @@ from mpp.errors import DataError
 INDEX = "index.json"
 RECORDS = ".mpp"
 MEMBER = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4")])
-REBUILD = "run the mpp-shard command that wrote it again: it rewrites only what is missing"
+REBUILD = "run the mpp-shard command that wrote it again: it rewrites only what is missing or of another size"
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,6 @@ class VerifyReport:
     samples: int
     bytes: int
     problems: tuple[str, ...]
-
-
-def split_names(root: Path) -> tuple[str, ...]:
-    """Return the splits of a set; raise ``DataError`` where there is none at ``root``."""
-    return tuple(_read_index(Path(root))["splits"])
 
 
 def open_shards(root: str | Path, split: str) -> ShardSet:

@@ -20,7 +20,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mpp.errors import DiskError
-from mpp.shards.corpora import Reader, printable
+from mpp.shards.corpora import Reader
+from mpp.shards.disk import fsync_path
+from mpp.shards.files import printable
 from mpp.shards.images import Accepted, ImagePolicy, Refused, accept
 from mpp.shards.layout import FORMAT_VERSION, Int64s, ShardPlan
 from mpp.shards.shardset import MEMBER, RECORDS
@@ -61,7 +63,7 @@ def write_shard(task: ShardTask) -> dict[str, Any]:
                 shard.close(file)
             if shard.keys:
                 os.replace(temporary, final)
-                sync_folder(final.parent)
+                fsync_path(final.parent)
         finally:
             temporary.unlink(missing_ok=True)
         sidecar = f"{RECORDS}/{task.plan.name.removesuffix('.tar')}"
@@ -184,7 +186,7 @@ def write_atomic(root: Path, name: str, data: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    fsync_path(path.parent)
 
 
 def temporary_file(root: Path, name: str) -> Path:
@@ -192,15 +194,6 @@ def temporary_file(root: Path, name: str) -> Path:
     folder = root / TEMPORARY
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{Path(name).name}.{os.getpid()}"
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -109,17 +109,14 @@ class TrainStream(Iterator[Batch]):
         workers: int = 0,
         start_step: int = 0,
         subset: Ints | None = None,
-        need_labels: bool = False,
         timeout: float = 180,
     ) -> None:
         """Open the stream: ``size`` is (H, W), ``subset`` the ids to train on, ``timeout`` the seconds for a batch.
 
-        Raises ``ConfigError`` where the batches do not divide, ``DataError`` where labels are missing or the samples
-        do not fill one global batch.
+        Raises ``ConfigError`` where the batches do not divide, ``DataError`` where the samples do not fill
+        one global batch.
         """
         reader = ShardReader(shards)
-        if need_labels:
-            reader.require_labels()
         self._subset = None if subset is None else np.asarray(subset, np.int64)
         sizes = [shard.samples for shard in shards.shards] if self._subset is None else [len(self._subset)]
         self._order = EpochOrder(sizes, seed)
@@ -191,7 +188,7 @@ def _batches(dataset: _Views, schedule: Iterable[tuple[int, Ints]], workers: int
         num_workers=workers,
         timeout=min(timeout, SECONDS_TO_NOTICE) if workers else 0,
         multiprocessing_context=multiprocessing.get_context("forkserver") if workers else None,
-        worker_init_fn=_end_with_parent,
+        worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else the loader draws from, and so changes, the global generator
     )
@@ -228,8 +225,12 @@ def _patient(items: Iterator[Batch | MppError], timeout: float) -> Iterator[Batc
         asked = time.monotonic()
 
 
-def _end_with_parent(_: int) -> None:
-    """End this worker when the main process is killed: the fork server, its parent, lives as long as it does."""
+def _start_worker(_: int) -> None:
+    """Keep this worker deaf to stop signals, and end it when the main process is killed.
+
+    The fork server, its parent, may have been started for something else, with signals open, and lives on.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

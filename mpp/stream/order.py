@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpp.errors import ConfigError, DataError
+from mpp.shards.hashing import permutation
 
 Ints = NDArray[np.int64]
 MAX_LANES = 64
@@ -26,27 +27,6 @@ WINDOW_SHARDS = 8
 
 # The purpose of a draw is part of what is hashed, so that shards and samples are permuted independently.
 _SHARDS, _SAMPLES = 1, 2
-_MASK = (1 << 64) - 1
-
-
-def hash64(*parts: int | NDArray[np.int64] | NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Mix integers, or arrays of them that broadcast, into evenly spread uint64 numbers (SplitMix64, chained).
-
-    numpy's own generators are not promised to stay the same across its versions; this is. At least one dimension.
-    """
-    state: NDArray[np.uint64] = np.zeros(1, np.uint64)
-    for part in parts:
-        number = np.atleast_1d(np.asarray(part & _MASK if isinstance(part, int) else part).astype(np.uint64))
-        state = state + number + np.uint64(0x9E3779B97F4A7C15)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        state = state ^ (state >> np.uint64(31))
-    return state
-
-
-def permutation(num: int, *key: int) -> Ints:
-    """Return the permutation of ``range(num)`` that belongs to the integers ``key``."""
-    return np.argsort(hash64(*key, np.arange(num, dtype=np.int64)), kind="stable")
 
 
 class EpochOrder:

@@ -12,7 +12,7 @@ from mpp.shards.shardset import ShardSet, read_members
 from mpp.stream.order import Ints
 
 # At most this many shards are held open: 64 lanes with windows of 8 shards need as many at once.
-MAX_OPEN = 512
+MAX_OPEN = 128  # well under the usual limit of 1,024 descriptors, with several readers in a process
 
 
 class _OpenShard(NamedTuple):
@@ -67,6 +67,9 @@ class ShardReader:
         """Name a sample for a message: shard and row."""
         shard, row = self.locate(sample_id)
         return f"{self.shards.shards[shard].name}:{row}"
+
+    def __del__(self) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close every shard; reading opens them again."""

@@ -17,7 +17,8 @@ from torch import Tensor
 from torchvision.io import ImageReadMode
 
 from mpp.config import config
-from mpp.stream.order import Ints, hash64
+from mpp.shards.hashing import hash64
+from mpp.stream.order import Ints
 
 # Only formats that Pillow decodes by itself: some others start programs.
 PILLOW_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")

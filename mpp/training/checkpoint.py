@@ -7,7 +7,6 @@ checkpoint is renamed `.corrupt` (never deleted) and the one before is used.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,8 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mpp.config import dump, resolve
-from mpp.errors import CheckpointError, ConfigError, DiskError
+from mpp.errors import CheckpointError, ConfigError, DiskError, NumericsError
 from mpp.model.vit import Vit, VitConfig
+from mpp.shards.disk import fsync_path
 
 _MANIFEST = "manifest.json"
 BACKBONE = "backbone.safetensors"
@@ -46,13 +46,15 @@ class CheckpointStore:
         self.accelerator.wait_for_everyone()
         try:
             write(temporary)
-        except OSError as error:
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                _commit(temporary, self.folder / name, facts)
+        except (OSError, SafetensorError, RuntimeError) as error:  # what torch and safetensors raise on a full disk
+            shutil.rmtree(temporary, ignore_errors=True)
             raise DiskError(
                 f"cannot save a checkpoint into {self.folder}: {error}", fix="free space, then the same command"
             ) from error
-        self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            _commit(temporary, self.folder / name, facts)
             for old in complete_checkpoints(self.folder)[2:]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
@@ -79,7 +81,10 @@ class CheckpointStore:
                 reasons.append(str(error))
                 print(f"warning: {error}; it is set aside as {path.name}.corrupt, the one before is used", flush=True)
                 path.rename(path.with_name(path.name + ".corrupt"))
-        return "every checkpoint is damaged:\n  " + "\n  ".join(reasons) if reasons else None
+        set_aside = sorted(path.name for path in self.folder.glob("*.corrupt"))
+        if not set_aside:
+            return None
+        return "\n  ".join([f"every checkpoint is damaged, {', '.join(set_aside)} are set aside", *reasons])
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -123,15 +128,22 @@ class Backbone:
 
 
 def save_backbone(path: Path, vit: Vit, origin: str) -> None:
-    """Write a ViT's weights, with its settings and their hash in the header, atomically as safetensors."""
+    """Write a ViT's weights, with its settings and their hash in the header, atomically as safetensors.
+
+    Raises ``NumericsError`` for weights that are not finite, ``DiskError`` where the file cannot be written.
+    """
     weights = {name: value.detach().cpu().contiguous() for name, value in vit.timm.state_dict().items()}
+    if not all(bool(value.isfinite().all()) for value in weights.values()):
+        raise NumericsError(
+            "the trained weights are not finite", fix="a lower learning rate, clip=1, or precision=fp32"
+        )
     header = {"mpp": json.dumps({"vit": dump(vit.settings), "origin": origin, "sha256": _weights_hash(weights)})}
     temporary = path.with_name(f".{path.name}.writing")
     try:
         save_file(weights, temporary, header)
-        _fsync(temporary)
+        fsync_path(temporary)
         temporary.replace(path)
-        _fsync(path.parent)
+        fsync_path(path.parent)
     except (OSError, SafetensorError) as error:
         raise DiskError(f"cannot write the backbone {path}: {error}") from error
 
@@ -161,24 +173,16 @@ def load_backbone(source: str) -> Backbone:
 def _commit(temporary: Path, final: Path, facts: dict[str, Any]) -> None:
     files = {}
     for path in sorted(path for path in temporary.rglob("*") if path.is_file()):
-        _fsync(path)
+        fsync_path(path)
         files[str(path.relative_to(temporary))] = (path.stat().st_size, _sha256(path))
     manifest = temporary / _MANIFEST
     manifest.write_text(json.dumps({"facts": facts, "files": files, "torch": torch.__version__}, indent=1))
-    _fsync(manifest)
-    _fsync(temporary)
+    fsync_path(manifest)
+    fsync_path(temporary)
     if final.exists():
         shutil.rmtree(final)
     temporary.rename(final)
-    _fsync(final.parent)
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    fsync_path(final.parent)
 
 
 def _sha256(path: Path) -> str:

@@ -1,6 +1,5 @@
 """The training loop, in one fixed order, for any task."""
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -42,7 +41,7 @@ class Trainer:
     ) -> None:
         self.task, self.optimizer = task, optimizer
         self.batches, self.accelerator, self.plan = batches, accelerator, plan
-        self._last_loss: Tensor | None = None
+        self._last: Tensor | None = None
 
     def run(self, start: int, before_step: Callable[[int], None], on_log: Callable[[int, Values], None]) -> None:
         """Take steps from ``start`` to the end of the plan; raise ``NumericsError`` for a loss that is not finite."""
@@ -56,23 +55,23 @@ class Trainer:
             self._seed(step)  # 2. dropout and stochastic depth become functions of (seed, step, process)
             rate = self._set_learning_rate(step)  # 3. a function of the step alone
             outputs, norm = self._update()  # 4. batch, forward, backward (accumulated), clip, optimizer step
-            self._last_loss = outputs[-1].loss.detach()
+            self._last = outputs[-1].loss if norm is None else outputs[-1].loss + norm
             if (step + 1) % plan.log_every == 0 or step + 1 == plan.steps:  # 5. the only wait for the device
                 values = self._values(outputs, norm)
                 self.check_finite(step)
                 on_log(step + 1, {**values, "learning_rate": rate})
 
     def check_finite(self, step: int) -> None:
-        """Raise ``NumericsError``, on all processes alike, where the last loss of one of them is not finite.
+        """Raise ``NumericsError``, on all processes alike, where one's last loss or gradient norm is not finite.
 
         Such weights must be neither saved nor used. All processes call this at the same step.
         """
-        if self._last_loss is None:
+        if self._last is None:
             return
-        loss = self.accelerator.reduce(self._last_loss.clone(), reduction="mean")
-        if not bool(torch.isfinite(loss)):
+        if not bool(torch.isfinite(self.accelerator.reduce(self._last.clone(), reduction="mean"))):
             raise NumericsError(
-                f"the loss is {float(loss)} at step {step + 1}", fix="a lower learning rate, clip=1, or precision=fp32"
+                f"the loss or its gradient is not finite at step {step + 1}",
+                fix="a lower learning rate, clip=1, or precision=fp32",
             )
 
     def _seed(self, step: int) -> None:
@@ -107,28 +106,6 @@ class Trainer:
         means = self.accelerator.reduce(rows.double().mean(dim=0), reduction="mean")
         values = dict(zip(names, means.tolist(), strict=True))
         return values if norm is None else {**values, "gradient_norm": float(norm)}
-
-
-class Clock:
-    """Measures the time between log lines: rates and the wait for data."""
-
-    def __init__(self, global_batch: int) -> None:
-        self._global_batch, self._step, self._time, self._waited = global_batch, -1, time.perf_counter(), 0.0
-
-    def lap(self, step: int, waited: float) -> Values:
-        """Return seconds a step, images a second and the share of it waited for data, since the last call."""
-        now = time.perf_counter()
-        seconds, steps, stalled = now - self._time, step - self._step, waited - self._waited
-        self._step, self._time, self._waited = step, now, waited
-        return {
-            "images_per_second": round(steps * self._global_batch / seconds, 2),
-            "seconds_per_step": round(seconds / steps, 5),
-            "data_wait_seconds": round(stalled, 4),
-        }
-
-    def start(self, step: int, waited: float) -> None:
-        """Begin measuring at ``step``."""
-        self._step, self._time, self._waited = step, time.perf_counter(), waited
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -28,7 +28,7 @@ class AdamW:
 
 @config
 class Adam:
-    """Adam as in the paper: decay, where there is any, is decoupled too (the authors' Adam is AdamW without decay)."""
+    """Adam without weight decay, as the paper pretrains masked patches."""
 
     kind: Literal["adam"] = "adam"
     learning_rate: float = Field(2e-4, gt=0, description="peak learning rate (ViT, B.1.2)")

@@ -21,15 +21,16 @@ from mpp.errors import DataError, Stopped
 from mpp.model.baselines import trivial_baselines
 from mpp.model.tasks import ClassificationConfig, MaskedPatchesConfig, TaskConfig, build_task
 from mpp.model.vit import Vit, VitConfig
+from mpp.shards.hashing import permutation
 from mpp.shards.shardset import ShardSet, open_shards
 from mpp.stream.loader import TrainStream, evaluation_batches
-from mpp.stream.order import count_steps, permutation
+from mpp.stream.order import count_steps
 from mpp.stream.views import ViewConfig
 from mpp.training.checkpoint import BACKBONE, CHECKPOINTS, CheckpointStore, save_backbone
 from mpp.training.devices import Precision, divide_batch, open_accelerator, prepare
-from mpp.training.loop import Clock, Plan, Trainer, Values
+from mpp.training.loop import Plan, Trainer, Values
 from mpp.training.optim import AdamW, OptimizerConfig, Schedule, build_optimizer
-from mpp.training.progress import StepProgress
+from mpp.training.progress import Clock, StepProgress
 from mpp.training.runs import FINISHED, Run
 from mpp.training.stops import StopSignals
 
@@ -125,7 +126,6 @@ class _Pretraining:
             world=accelerator.num_processes,
             workers=settings.workers,
             start_step=self.start,
-            need_labels=isinstance(settings.task, ClassificationConfig),
         )
         self.plan = Plan(
             steps=settings.steps,
@@ -154,7 +154,7 @@ class _Pretraining:
                 stop = (step % settings.log_every == 0 or self.accelerator.num_processes == 1) and stops.agreed(
                     self.accelerator
                 )
-                if stop or (step % settings.save_every == 0 and step > self.start):
+                if step > self.start and (stop or step % settings.save_every == 0):
                     trainer.check_finite(step - 1)
                     self._save(step)
                 if stop:
@@ -193,7 +193,7 @@ class _Pretraining:
             )
         self.accelerator.load_state(str(folder))
         self.accelerator.print(f"continuing from {folder}", flush=True)
-        return int(facts["step"])
+        return int(facts["samples_seen"]) // self.settings.global_batch
 
     def _save(self, step: int) -> None:
         state = self.stream.state(step)
@@ -225,6 +225,9 @@ def _note_baselines(run: Run, shards: ShardSet, settings: PretrainConfig) -> Non
     parts = [(batch.images[batch.ids >= 0], batch.ids[batch.ids >= 0]) for batch in batches]
     images, ids = (torch.cat(column) for column in zip(*parts, strict=True))
     bits = getattr(settings.task.target, "bits", 3)
-    figures = trivial_baselines(images, ids, Vit(settings.vit).patch, settings.task.mask, bits)
+    figures = trivial_baselines(images, ids, Vit(settings.vit).patch, settings.task.mask, bits, seed=settings.seed)
     path.write_text(json.dumps(figures, indent=1) + "\n")
-    print("without learning: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()), flush=True)
+    print(
+        "mean colours without learning: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()),
+        flush=True,
+    )

@@ -1,4 +1,4 @@
-"""How a run shows that it lives: a bar with rates and the time left on a terminal, plain lines elsewhere."""
+"""How a run shows that it lives: rates, and a bar with the time left on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -48,3 +48,26 @@ class StepProgress:
             return
         left = (time.perf_counter() - self._began) / max(1, step - self._start) * (self._steps - step)
         print(f"{self._title} {step}/{self._steps}  {text}  left {int(left // 60)}:{int(left % 60):02d}", flush=True)
+
+
+class Clock:
+    """Measures the time between log lines: rates and the wait for data."""
+
+    def __init__(self, global_batch: int) -> None:
+        self._global_batch = global_batch
+        self.start(0, 0.0)
+
+    def start(self, step: int, waited: float) -> None:
+        """Begin measuring at ``step``."""
+        self._step, self._time, self._waited = step, time.perf_counter(), waited
+
+    def lap(self, step: int, waited: float) -> dict[str, float]:
+        """Return images a second, seconds a step and seconds waited for data, since the last call."""
+        seconds, steps = time.perf_counter() - self._time, step - self._step
+        stalled = waited - self._waited
+        self.start(step, waited)
+        return {
+            "images_per_second": round(steps * self._global_batch / seconds, 2),
+            "seconds_per_step": round(seconds / steps, 5),
+            "data_wait_seconds": round(stalled, 4),
+        }

@@ -7,7 +7,6 @@ timing.jsonl       the same steps with what the clock said
 STATUS             running, finished, or stopped by ...
 """
 
-import fcntl
 import json
 import os
 import platform
@@ -21,6 +20,7 @@ import yaml
 
 from mpp.config import dump, read_yaml
 from mpp.errors import ConfigError, DiskError
+from mpp.shards.disk import lock_file
 
 FINISHED = "finished"
 
@@ -80,17 +80,12 @@ def _locked(folder: Path) -> TextIO:
     """Make the folder and lock it for as long as the returned file is open."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise DiskError(
-            f"cannot use {folder} as a run folder: {error.strerror}", fix="out=FOLDER that can be written"
-        ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
+        return lock_file(folder / ".lock")
+    except BlockingIOError:
         raise ConfigError(f"another process is running in {folder}", fix="wait for it, or out=ANOTHER") from None
-    return lock
+    except OSError as error:
+        message = f"cannot use {folder} as a run folder: {error.strerror}"
+        raise DiskError(message, fix="out=FOLDER that can be written") from error
 
 
 def _is_before(line: str, step: int) -> bool:

@@ -7,7 +7,7 @@ from types import FrameType, TracebackType
 import torch
 from accelerate import Accelerator
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+from mpp.stream.loader import STOP_SIGNALS
 
 
 class StopSignals:
@@ -18,11 +18,13 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: str | None = None
-        self._launcher = os.getppid()
+        # Only a launcher's death matters: a run in the background outlives its shell.
+        launched = "LOCAL_RANK" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
+        self._launcher = os.getppid() if launched else None
         self._old: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "StopSignals":
-        for number in _SIGNALS:
+        for number in STOP_SIGNALS:
             self._old[number] = signal.signal(number, self._remember)
         return self
 
@@ -34,7 +36,7 @@ class StopSignals:
 
     def agreed(self, accelerator: Accelerator) -> bool:
         """Return whether any process was asked to stop; every process must call this at the same step."""
-        if os.getppid() != self._launcher and self.received is None:
+        if self._launcher not in (None, os.getppid()) and self.received is None:
             self.received = "the launcher is gone"
         if accelerator.num_processes == 1:
             return self.received is not None

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mpp.errors import ConfigError
 from mpp.model.masking import RandomMask, corrupt, hash64
-from mpp.stream import order
+from mpp.shards import hashing
 
 
 @given(st.integers(1, 400), st.floats(0.01, 1), st.floats(0, 1), st.floats(0, 1))
@@ -77,7 +77,7 @@ def test_corrupt_puts_each_replacement_in_its_place_and_leaves_the_rest() -> Non
 def test_the_hash_equals_the_one_that_orders_samples() -> None:
     ids = np.array([0, 1, 2**40, 2**62], dtype=np.int64)
     chained = hash64(hash64(hash64(torch.full((4,), 7)) + 11) + torch.from_numpy(ids))
-    assert np.array_equal(chained.numpy().view(np.uint64), order.hash64(7, 11, ids))
+    assert np.array_equal(chained.numpy().view(np.uint64), hashing.hash64(7, 11, ids))
 
 
 def test_shares_above_one_are_refused() -> None:

@@ -92,6 +92,63 @@ def test_parquet_files_give_original_bytes_and_labels_by_feature_type(parquet: P
     assert (sample.image, sample.source) == (jpeg(3), "train[3] 3.jpg")
 
 
+@pytest.mark.parametrize(
+    "pattern", ["cifar10-{}.parquet", "{}.parquet", "data/{}/0000.parquet", "animals_{}/0000.parquet"]
+)
+def test_the_split_of_a_parquet_file_is_a_word_of_its_name_or_folder(parquet: Path, pattern: str) -> None:
+    for split in ("train", "validation"):
+        target = parquet / pattern.format(split)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (parquet / f"{split}-00000-of-00001.parquet").rename(target)
+    assert {name: len(found) for name, found in sources(parquet).items()} == {"train": 5, "validation": 2}
+
+
+def test_a_word_inside_another_is_no_split_and_two_splits_in_one_name_are_an_error(parquet: Path) -> None:
+    (parquet / "validation-00000-of-00001.parquet").rename(parquet / "latest-contest.parquet")
+    assert {name: len(found) for name, found in sources(parquet).items()} == {"train": 7}
+    (parquet / "latest-contest.parquet").rename(parquet / "train_and_test.parquet")
+    with pytest.raises(DataError, match=r"train_and_test\.parquet names the splits test and train"):
+        sources(parquet)
+
+
+def test_parquet_files_beside_images_are_refused_naming_one_of_each(parquet: Path, jpeg: Jpeg) -> None:
+    (parquet / "assets").mkdir()
+    (parquet / "assets/logo.jpg").write_bytes(jpeg(0))
+    with pytest.raises(
+        ConfigError, match=r"images \(assets/logo\.jpg\) and parquet files \(train-0.*\.parquet\)"
+    ) as caught:
+        sources(parquet)
+    assert "subfolder" in str(caught.value)
+
+
+def write_split(root: Path, split: str, jpeg: Jpeg, labels: list[int | None]) -> None:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    rows = [{"bytes": jpeg(number), "path": None} for number in range(len(labels))]
+    root.mkdir(exist_ok=True)
+    table = datasets.Dataset.from_dict({"image": rows, "label": labels}, features=features)
+    table.to_parquet(str(root / f"{split}.parquet"))
+
+
+@pytest.mark.parametrize("none", [-1, None])
+def test_a_split_without_any_label_is_left_out_and_one_with_some_is_an_error(
+    tmp_path: Path, jpeg: Jpeg, none: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    root = tmp_path / "hub"
+    write_split(root, "test", jpeg, [none] * 3)
+    with pytest.raises(DataError, match="no split has labels in 'label'"):
+        sources(root)
+    write_split(root, "train", jpeg, [0, 1])
+    listing = list_corpus(str(root), "auto", None)
+    assert list(listing.splits) == ["train"] and listing.classes == ("cat", "dog")
+    assert listing.splits["train"].labels is not None and listing.splits["train"].labels.tolist() == [0, 1]
+    assert "test left out: none of its 3 images has a label in 'label'" in listing.decisions
+    assert {name: len(found) for name, found in sources(root, "none").items()} == {"test": 3, "train": 2}
+    write_split(root, "validation", jpeg, [1, none])
+    with pytest.raises(DataError, match="validation: 1 of 2 images have no label in 'label'"):
+        sources(root)
+
+
 def test_what_is_sent_to_a_worker_is_small_and_reads_the_same(parquet: Path, corpus: Corpus) -> None:
     folder = corpus(*(f"{'ab'[number % 2]}/{number}.jpg" for number in range(100)))
     for source, item in ((parquet, 3), (folder, 57)):

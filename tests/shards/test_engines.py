@@ -17,7 +17,7 @@ import pytest
 from mpp.errors import ConfigError, DataError
 from mpp.shards.engines import run_tasks, shard_corpus
 from mpp.shards.layout import ShardOptions
-from mpp.shards.shardset import open_shards, split_names, verify
+from mpp.shards.shardset import open_shards, verify
 
 Corpus = Callable[..., Path]
 
@@ -65,11 +65,17 @@ def test_a_run_repeated_rewrites_only_what_is_missing_or_cut(corpus: Corpus, tmp
     before = files(options.out)
     times = {path: path.stat().st_mtime_ns for path in options.out.glob("train/*.tar")}
     cut, gone = options.out / "train/train-000001.tar", options.out / "train/train-000003.tar"
+    table = options.out / ".mpp/train/train-000002.members"
     os.truncate(cut, 5120)
+    os.truncate(table, table.stat().st_size - 16)
     gone.unlink()
     shard_corpus(options)
     assert files(options.out) == before
-    assert {path for path in times if path.stat().st_mtime_ns != times[path]} == {cut, gone}
+    assert {path for path in times if path.stat().st_mtime_ns != times[path]} == {
+        cut,
+        options.out / "train/train-000002.tar",
+        gone,
+    }
 
 
 def test_other_options_or_images_are_refused_naming_the_difference(corpus: Corpus, tmp_path: Path) -> None:
@@ -117,7 +123,8 @@ def test_a_shard_and_a_set_without_any_good_image_break_nothing(corpus: Corpus, 
     (bad / "1.png").write_bytes(b"no")
     with pytest.raises(DataError, match="1 of 1 images were refused"):
         shard_corpus(ShardOptions(source=str(bad), out=tmp_path / "none", workers=0))
-    assert split_names(tmp_path / "none") == ()
+    with pytest.raises(DataError, match="no split 'train', it has none"):
+        open_shards(tmp_path / "none", "train")
 
 
 def test_the_stored_format_follows_the_source(corpus: Corpus, tmp_path: Path, jpeg: Callable[[int], bytes]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from mpp.errors import DataError
 from mpp.shards.engines import shard_corpus
 from mpp.shards.layout import ShardOptions
-from mpp.shards.shardset import fingerprint, open_shards, read_members, split_names, verify
+from mpp.shards.shardset import fingerprint, open_shards, read_members, verify
 
 
 @pytest.fixture
@@ -23,7 +23,6 @@ def root(corpus: Callable[..., Path], tmp_path: Path) -> Path:
 
 
 def test_a_set_opens_with_its_counts_classes_and_tables(root: Path) -> None:
-    assert split_names(root) == ("test", "train")
     shards = open_shards(root, "train")
     assert (shards.samples, shards.classes) == (20, ("a", "b"))
     assert [shard.name for shard in shards.shards] == ["train/train-000000.tar", "train/train-000001.tar"]
@@ -61,9 +60,9 @@ def test_missing_shards_tables_splits_and_sets_are_named(root: Path, tmp_path: P
         open_shards(root, "test")
     (root / "index.json").unlink()
     with pytest.raises(DataError, match="sharding has not finished"):
-        split_names(root)
+        open_shards(root, "train")
     with pytest.raises(DataError, match="no shards here"):
-        split_names(tmp_path / "nothing")
+        open_shards(tmp_path / "nothing", "train")
 
 
 def test_verify_is_silent_about_an_intact_set(root: Path) -> None:

@@ -1,5 +1,6 @@
 """The same batches for every world size, number of workers and restart; evaluation sees each image once."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -188,10 +189,23 @@ def test_evaluation_of_a_subset_with_workers_keeps_its_order(shards: ShardSet) -
     assert [batch.ids.tolist() for batch in batches] == [[9, 3], [33, 12], [1, PADDING]]
 
 
-def test_a_set_without_labels_streams_images_and_refuses_classification(bare_shards: ShardSet) -> None:
+def test_a_set_without_labels_streams_images_alone(bare_shards: ShardSet) -> None:
     assert take(open_stream(bare_shards), 1)[0].labels is None
-    with pytest.raises(DataError, match="carry no labels"):
-        open_stream(bare_shards, need_labels=True)
+
+
+def test_streams_that_are_dropped_give_their_descriptors_back(shards: ShardSet) -> None:
+    def open_files() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    before = open_files()
+    for _ in range(5):
+        stream = open_stream(shards)
+        next(stream)
+        stream.close()
+        list(evaluation_batches(shards, VIEW, SIZE, batch=8))
+    del stream
+    gc.collect()
+    assert open_files() <= before + 1
 
 
 def test_batches_that_do_not_divide_or_fill_are_refused(shards: ShardSet) -> None:

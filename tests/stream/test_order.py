@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpp.errors import ConfigError, DataError
-from mpp.stream.order import EpochOrder, Ints, check_divides, count_steps, hash64, permutation, rank_positions
+from mpp.stream.order import EpochOrder, Ints, check_divides, count_steps, rank_positions
 
 shard_sizes = st.lists(st.integers(0, 40), min_size=1, max_size=70).filter(lambda sizes: sum(sizes) > 0)
 
@@ -63,19 +63,6 @@ def test_a_reader_has_few_shards_in_use_and_a_batch_many() -> None:
     shards = order.ids(0, np.arange(4096)) // 100
     assert len(np.unique(shards)) <= order.num_lanes * 9  # 8 shards a window, not aligned to shards
     assert len(np.unique(shards[:64])) > 30
-
-
-def test_the_hash_is_splitmix64() -> None:
-    # First outputs of the published SplitMix64 (Steele, Lea, Flood 2014) from the states 0 and 1234567.
-    assert hash64(0).tolist() == [0xE220A8397B1DCDAF]
-    assert hash64(1234567).tolist() == [6457827717110365317]
-    assert hash64(1, np.arange(3)).tolist() == [hash64(1, number)[0] for number in range(3)]
-    assert hash64(-1).tolist() == hash64(2**64 - 1).tolist()
-
-
-@given(st.integers(0, 300), st.integers(0, 9))
-def test_a_permutation_is_one(num: int, key: int) -> None:
-    assert sorted(permutation(num, key, 1)) == list(range(num))
 
 
 @pytest.mark.parametrize(

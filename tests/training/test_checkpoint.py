@@ -1,6 +1,8 @@
 """Checkpoints: atomic, verified, never deleted when damaged; backbones carry their settings."""
 
 import json
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from mpp.config import resolve
-from mpp.errors import CheckpointError, DiskError
+from mpp.errors import CheckpointError, DiskError, NumericsError
 from mpp.model.vit import Vit, VitConfig
 from mpp.training.checkpoint import (
     CheckpointStore,
@@ -82,6 +84,32 @@ def test_where_all_are_damaged_each_reason_is_given(store: CheckpointStore) -> N
     assert "step-000000002" in str(caught.value)
 
 
+def test_where_all_were_damaged_the_run_does_not_begin_anew_by_itself(store: CheckpointStore) -> None:
+    damage_flip(save(store, 1))
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
+            store.latest()
+
+
+def test_a_disk_that_is_full_is_said_so_and_loses_nothing(store: CheckpointStore) -> None:
+    save(store, 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    for write in (
+        lambda folder: save_file({"a": torch.zeros(100_000)}, folder / "model.safetensors"),
+        lambda folder: torch.save(torch.zeros(100_000), folder / "optimizer.bin"),
+    ):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+        try:
+            with pytest.raises(DiskError, match="cannot save"):
+                store.save({"step": 2}, write)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)
+    assert (store.latest() or (None, {}))[1] == {"step": 1}
+    assert [path.name for path in store.folder.iterdir()] == ["step-000000001"]
+
+
 def test_a_save_that_fails_leaves_the_old_one_and_no_new_one(store: CheckpointStore) -> None:
     save(store, 1)
 
@@ -104,6 +132,14 @@ def test_a_backbone_comes_back_as_it_was(tmp_path: Path) -> None:
         assert backbone.origin == "a test"
         for name, value in vit.timm.state_dict().items():
             assert torch.equal(backbone.weights[name], value)
+
+
+def test_weights_that_are_not_finite_are_not_handed_out(tmp_path: Path) -> None:
+    vit = Vit(VIT)
+    vit.timm.pos_embed.data[0, 0, 0] = torch.nan
+    with pytest.raises(NumericsError, match="not finite"):
+        save_backbone(tmp_path / "backbone.safetensors", vit, "a test")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_flipped_bit_in_a_backbone_is_found(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """The loop: its order, its rates, accumulation, what it logs, and that it stops where the loss is no number."""
 
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from mpp.errors import NumericsError
 from mpp.model.tasks import StepOutput
 from mpp.stream.loader import Batch
 from mpp.training.devices import open_accelerator, prepare
-from mpp.training.loop import Clock, Plan, Trainer, Values
+from mpp.training.loop import Plan, Trainer, Values
 from mpp.training.optim import Schedule
 
 SHARE = 0.25  # learning rate of the second weight, as a share of the first's
@@ -162,15 +161,3 @@ def test_between_log_lines_a_hook_can_refuse_to_save_what_is_no_number() -> None
     job, _ = trainer(endless(1.0, float("nan")), log_every=100)
     with pytest.raises(NumericsError, match="at step 2"):
         logged(job, 0, lambda step: job.check_finite(step - 1))
-
-
-def test_the_clock_counts_from_its_start_and_from_lap_to_lap(monkeypatch: pytest.MonkeyPatch) -> None:
-    stub = SimpleNamespace(now=0.0)
-    monkeypatch.setattr("mpp.training.loop.time", SimpleNamespace(perf_counter=lambda: stub.now))
-    clock = Clock(100)
-    stub.now = 50.0  # what came before the first step does not count
-    clock.start(20, waited=3.0)
-    stub.now = 52.0
-    assert clock.lap(25, waited=3.5) == {"images_per_second": 250, "seconds_per_step": 0.4, "data_wait_seconds": 0.5}
-    stub.now = 53.0
-    assert clock.lap(35, waited=3.5) == {"images_per_second": 1000, "seconds_per_step": 0.1, "data_wait_seconds": 0.0}

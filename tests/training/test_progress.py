@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mpp.training.progress import StepProgress
+from mpp.training.progress import Clock, StepProgress
 
 
 @pytest.fixture
@@ -53,3 +53,15 @@ def test_on_a_terminal_a_bar_on_stderr_shows_the_same(
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "pretrain" in shown.err and "4/5" in shown.err and "loss 1.5" in shown.err
+
+
+def test_the_clock_counts_from_its_start_and_from_lap_to_lap(monkeypatch: pytest.MonkeyPatch) -> None:
+    stub = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("mpp.training.progress.time", SimpleNamespace(perf_counter=lambda: stub.now))
+    clock = Clock(100)
+    stub.now = 50.0  # what came before the first step does not count
+    clock.start(20, waited=3.0)
+    stub.now = 52.0
+    assert clock.lap(25, waited=3.5) == {"images_per_second": 250, "seconds_per_step": 0.4, "data_wait_seconds": 0.5}
+    stub.now = 53.0
+    assert clock.lap(35, waited=3.5) == {"images_per_second": 1000, "seconds_per_step": 0.1, "data_wait_seconds": 0.0}

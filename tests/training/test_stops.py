@@ -23,6 +23,20 @@ def test_a_signal_is_remembered_and_handlers_come_back(number: signal.Signals) -
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.parametrize("launched", [True, False])
+def test_the_death_of_a_launcher_stops_the_run_and_that_of_a_shell_does_not(
+    launched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LOCAL_RANK", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
+    accelerator = Accelerator()
+    if launched:
+        monkeypatch.setenv("LOCAL_RANK", "0")
+    with StopSignals() as stops:
+        monkeypatch.setattr("os.getppid", lambda: 1)
+        assert stops.agreed(accelerator) == launched
+
+
 def test_a_second_signal_ends_at_once() -> None:
     code = (
         "import os, signal\nfrom mpp.training.stops import StopSignals\n"
