@@ -1,4 +1,4 @@
-"""Files of a source: listed in bytewise order without following loops, judged by name or content, read within bounds."""
+"""Files of a source: listed bytewise without following loops, judged by name or content, read within bounds."""
 
 import errno
 import os

@@ -3,12 +3,14 @@
 import json
 import resource
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from accelerate import Accelerator
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from mpp.config import resolve
 from mpp.errors import CheckpointError, DiskError, NumericsError
@@ -132,6 +134,15 @@ def test_a_backbone_comes_back_as_it_was(tmp_path: Path) -> None:
         assert backbone.origin == "a test"
         for name, value in vit.timm.state_dict().items():
             assert torch.equal(backbone.weights[name], value)
+
+
+def test_a_backbone_is_one_that_timm_loads_by_itself(tmp_path: Path) -> None:
+    path = tmp_path / "backbone.safetensors"
+    for pool in ("token", "mean"):
+        save_backbone(path, Vit(replace(VIT, pool=pool)), "a test")
+        shape = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
+        model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **shape)
+        model.load_state_dict(load_file(path))  # strict: the same names and shapes
 
 
 def test_weights_that_are_not_finite_are_not_handed_out(tmp_path: Path) -> None:
