@@ -14,8 +14,7 @@ from mpp.stream.reader import ShardReader
 def labelled_shards(root: str, split: str) -> ShardSet:
     """Open a split; raise ``DataError`` where it carries no labels."""
     shards = open_shards(root, split)
-    if shards.classes is None:
-        raise DataError(f"{root}: the split {split} carries no labels", fix="mpp-shard SOURCE OUT labels=folders")
+    shards.require_labels()
     return shards
 
 

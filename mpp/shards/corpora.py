@@ -215,7 +215,12 @@ def _load(source: str, files: list[str]) -> dict[str, Any]:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         what = "its parquet files cannot be read" if files else "no such folder, and no such dataset on the Hub"
         raise DataError(f"{source}: {what} ({reason})", fix="name another SOURCE") from None
-    return {SPLIT_OF.get(name, name): loaded[name] for name in sorted(loaded)}
+    splits = {SPLIT_OF.get(name, name): loaded[name] for name in sorted(loaded)}
+    if len(splits) < len(loaded):
+        raise DataError(
+            f"{source}: {', '.join(sorted(loaded))} are several names of one split", fix="name another SOURCE"
+        )
+    return splits
 
 
 def _split_of_file(file: str) -> str:

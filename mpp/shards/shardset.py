@@ -54,6 +54,14 @@ class ShardSet:
         """Return the number of samples in the split."""
         return sum(shard.samples for shard in self.shards)
 
+    def require_labels(self) -> None:
+        """Raise ``DataError`` where the samples carry no labels."""
+        if self.classes is None:
+            raise DataError(
+                f"{self.root}: the split {self.split} carries no labels",
+                fix="mpp-shard SOURCE OUT labels=folders, from images in one folder a class",
+            )
+
 
 @dataclass(frozen=True)
 class VerifyReport:

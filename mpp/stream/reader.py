@@ -45,17 +45,9 @@ class ShardReader:
 
     def labels(self) -> Ints:
         """Return all labels [N], int64, read from the tars; raise ``DataError`` for a set without labels."""
-        self.require_labels()
+        self.shards.require_labels()
         sizes = [shard.samples for shard in self.shards.shards]
         return np.array([self._label(shard, row) for shard, size in enumerate(sizes) for row in range(size)], np.int64)
-
-    def require_labels(self) -> None:
-        """Raise ``DataError`` where samples have no labels."""
-        if not self.labelled:
-            raise DataError(
-                f"the shards carry no labels: {self.shards.root}, split {self.shards.split}",
-                fix="mpp-shard SOURCE OUT labels=folders, from images in one folder a class",
-            )
 
     def locate(self, sample_id: int) -> tuple[int, int]:
         """Return the number of the shard that holds a sample, and the sample's row in it."""

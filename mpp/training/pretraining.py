@@ -75,11 +75,8 @@ def pretrain(settings: PretrainConfig) -> None:
     ``NumericsError`` or ``DiskError``, and ``Stopped`` after a signal, with a checkpoint saved.
     """
     shards = open_shards(settings.shards, settings.split)
-    if isinstance(settings.task, ClassificationConfig) and shards.classes is None:
-        raise DataError(
-            f"{settings.shards} carries no labels, task.kind=classification needs them",
-            fix="mpp-shard SOURCE OUT labels=folders",
-        )
+    if isinstance(settings.task, ClassificationConfig):
+        shards.require_labels()
     accelerator = open_accelerator(settings.precision)
     divide_batch(settings.global_batch, settings.micro_batch, accelerator.num_processes)
     count_steps(shards.samples, settings.global_batch)

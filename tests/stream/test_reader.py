@@ -44,7 +44,7 @@ def test_all_labels_at_once_are_those_of_the_samples(shards: ShardSet) -> None:
 def test_a_set_without_labels_gives_images_and_says_what_is_missing(bare_shards: ShardSet) -> None:
     reader = ShardReader(bare_shards)
     assert reader.read(0)[1] is None
-    with pytest.raises(DataError, match=r"carry no labels(.|\n)*labels=folders"):
+    with pytest.raises(DataError, match=r"carries no labels(.|\n)*labels=folders"):
         reader.labels()
 
 
