@@ -29,7 +29,8 @@ def test_the_demo_ends_with_masked_pretraining_ahead_of_scratch(tmp_path: Path) 
     )
     assert "YOUR_IMAGES" in done.stdout
     assert (out / "reconstructions.png").stat().st_size > 10_000
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (out / "comparison" / "table.md").open()]
+    lines = (out / "comparison" / "table.md").read_text().splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     rows = {(row[0], row[1]): row for row in cells if len(row) > 2 and row[0].isdigit()}
     assert len(rows) == 6
     for (labels, arm), row in rows.items():

@@ -170,12 +170,7 @@ class _Pretraining:
                 progress.show(step, {**values, **timing})
 
             trainer.run(self.start, before_step, on_log)
-        if self.start < settings.steps:
-            self._save(settings.steps)
-        if self.run is not None:
-            finished = self.accelerator.unwrap_model(self.task)
-            save_backbone(self.run.folder / BACKBONE, finished.vit, self._origin())
-        self.accelerator.wait_for_everyone()
+        self._leave()
 
     def _resume(self) -> int:
         """Load the newest checkpoint, if there is one, and return its step."""
@@ -196,6 +191,16 @@ class _Pretraining:
         state = self.stream.state(step)
         facts: dict[str, Any] = {"step": step, **asdict(state), "world": self.accelerator.num_processes}
         self.store.save(facts, lambda folder: self.accelerator.save_state(str(folder)))
+
+    def _leave(self) -> None:
+        """Save the last step and write the backbone."""
+        settings = self.settings
+        if self.start < settings.steps:
+            self._save(settings.steps)
+        if self.run is not None:
+            finished = self.accelerator.unwrap_model(self.task)
+            save_backbone(self.run.folder / BACKBONE, finished.vit, self._origin())
+        self.accelerator.wait_for_everyone()
 
     def _origin(self) -> str:
         settings = self.settings
