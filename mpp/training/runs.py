@@ -35,6 +35,8 @@ class Run:
     """
 
     def __init__(self, folder: Path, settings: Any) -> None:
+        if (folder / "index.json").exists():
+            raise ConfigError(f"{folder} holds shards, a run needs a folder of its own", fix="out=ANOTHER")
         self.folder, self._lock = folder, _locked(folder)
         try:
             _same_settings(folder / "config.yaml", dump(settings))

@@ -54,6 +54,13 @@ def test_the_folder_says_what_ran(tmp_path: Path) -> None:
     run.close("finished")
 
 
+def test_a_run_is_not_written_among_shards(tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_text("{}")
+    with pytest.raises(ConfigError, match="holds shards"):
+        Run(tmp_path, Settings())
+    assert [path.name for path in tmp_path.iterdir()] == ["index.json"]
+
+
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DiskError, match="run folder"):
