@@ -237,6 +237,8 @@ def _explain(cls: type, detail: Any) -> str:
         found = f"{detail['ctx']['tag']!r} is unknown" if "tag" in detail["ctx"] else "required"
         return f"{key}.kind: {found}; one of {', '.join(kinds)}"
     value = detail.get("input")
+    if kinds and not isinstance(value, Mapping):
+        return f"{key}: got {value!r}; write {key}.kind=..., one of {', '.join(kinds)}"
     shown = "" if isinstance(value, Mapping) or dataclasses.is_dataclass(value) else f" (got {value!r})"
     return f"{key or 'settings'}: {detail['msg']}{shown}"
 
@@ -251,7 +253,9 @@ def _settings(cls: type, prefix: str) -> list[tuple[str, str, str, str]]:
         if len(choices) == 1:
             rows += _settings(choices[0], f"{key}.")
         elif choices:
-            rows.append((key, f"one of {', '.join(_kinds(choices))}", _shown(getattr(default, "kind", default)), text))
+            rows.append(
+                (f"{key}.kind", f"one of {', '.join(_kinds(choices))}", _shown(getattr(default, "kind", default)), text)
+            )
             for kind, choice in _kinds(choices).items():
                 below = [row for row in _settings(choice, f"{key}.") if row[0] != f"{key}.kind"]
                 rows += [(name, f"[{kind}] {type_}", value, words) for name, type_, value, words in below]

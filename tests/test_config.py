@@ -243,10 +243,10 @@ def test_help_shows_every_key_with_type_default_and_description(capsys: pytest.C
         "  clip: float | none = 1.0\n",
         "  model.width: int = 192\n      channels of a token\n",
         "  model.name: str = vit\n",
-        "  optimizer: one of sgd, adam = adam\n      how weights change\n",
+        "  optimizer.kind: one of sgd, adam = adam\n      how weights change\n",
         "  optimizer.momentum: [sgd] float = 0.9\n",
         "  optimizer.betas: [adam] [float, float] = [0.9, 0.999]\n",
-        "  second: one of sgd, adam = null\n",
+        "  second.kind: one of sgd, adam = null\n",
         "  seeds: [int, ...] = [0, 1]\n",
     ):
         assert line in page, line
@@ -265,3 +265,8 @@ def test_merge_leaves_its_arguments_alone() -> None:
 def test_dump_and_resolve_are_inverse() -> None:
     stage = Stage(out=Path("run"), optimizer=Sgd(nesterov=True), clip=None)
     assert resolve(Stage, dump(stage)) == stage
+
+
+def test_a_bare_word_for_a_choice_is_told_where_the_kind_goes() -> None:
+    with pytest.raises(ConfigError, match=r"optimizer: got 'adam'; write optimizer\.kind=\.\.\., one of sgd, adam"):
+        _parse("optimizer=adam")

@@ -123,6 +123,7 @@ class Finetuning:
 
     def __init__(self, settings: TransferConfig) -> None:
         self.settings = settings
+        settings.schedule.check(settings.steps)
         self.train = labelled_shards(settings.shards, settings.train_split)
         self.test = labelled_shards(settings.shards, settings.test_split)
         self.num_classes = len(self.train.classes or ())

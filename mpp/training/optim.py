@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mpp.config import config
+from mpp.errors import ConfigError
 from mpp.model.vit import Vit
 
 _NO_DECAY = ("pos_embed", "cls_token", "reg_token", "mask_token")
@@ -55,6 +56,14 @@ class Schedule:
         "cosine", description="fall from the peak to zero after the warm-up"
     )
     warmup_steps: int = Field(0, ge=0, description="steps of linear rise to the peak")
+
+    def check(self, num_steps: int) -> None:
+        """Raise ``ConfigError`` for a warm-up that would not end: such a run never sees its learning rate."""
+        if self.warmup_steps >= num_steps:
+            raise ConfigError(
+                f"schedule.warmup_steps {self.warmup_steps} is not below steps {num_steps}",
+                fix=f"schedule.warmup_steps={num_steps // 10}",
+            )
 
     def factor(self, step: int, num_steps: int) -> float:
         """Return the learning rate of ``step`` (0 .. num_steps - 1) as a share of the peak."""

@@ -77,6 +77,7 @@ def pretrain(settings: PretrainConfig) -> None:
     shards = open_shards(settings.shards, settings.split)
     if isinstance(settings.task, ClassificationConfig):
         shards.require_labels()
+    settings.schedule.check(settings.steps)
     accelerator = open_accelerator(settings.precision)
     divide_batch(settings.global_batch, settings.micro_batch, accelerator.num_processes)
     count_steps(shards.samples, settings.global_batch)
@@ -86,9 +87,10 @@ def pretrain(settings: PretrainConfig) -> None:
     outcome = "failed"
     try:
         if _told_by_main(run is not None and run.finished):
-            accelerator.print(f"{settings.out}: finished already, backbone {Path(settings.out) / BACKBONE}")
+            accelerator.print(f"{settings.out}: finished already")
         else:
             _Pretraining(settings, shards, task, accelerator, run).to_the_end()
+        accelerator.print(f"backbone: {Path(settings.out) / BACKBONE}", flush=True)
         outcome = FINISHED
     except Stopped:
         outcome = "stopped by a signal, the same command continues it"

@@ -98,7 +98,7 @@ def _is_before(line: str, step: int) -> bool:
 
 
 def _same_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Write the settings, or compare them with those that the run began with."""
+    """Write the settings, or compare them with those that the run began with, which stay as they are."""
     if path.exists():
         old = read_yaml(path)
         changed = [
@@ -109,6 +109,7 @@ def _same_settings(path: Path, settings: dict[str, Any]) -> None:
             raise ConfigError(
                 f"{path.parent} was begun with other settings:{listed}", fix="the old settings, or out=ANOTHER"
             )
+        return
     temporary = path.with_suffix(".writing")
     temporary.write_text(yaml.safe_dump(settings, sort_keys=False))
     temporary.replace(path)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mpp.config import resolve
+from mpp.errors import ConfigError
 from mpp.model.tasks import MaskedPatches, MaskedPatchesConfig
 from mpp.model.vit import Vit, VitConfig
 from mpp.training.optim import Adam, AdamW, Schedule, Sgd, build_optimizer
@@ -59,3 +60,9 @@ def test_the_rate_rises_linearly_and_falls_as_named(decay: str, halfway: float) 
     assert schedule.factor(60, 110) == pytest.approx(halfway)
     last = {"cosine": 0.5 * (1 + math.cos(math.pi * 0.99)), "linear": 0.01, "constant": 1.0}[decay]
     assert schedule.factor(109, 110) == pytest.approx(last)
+
+
+def test_a_warm_up_that_would_not_end_is_refused() -> None:
+    Schedule(warmup_steps=9).check(10)
+    with pytest.raises(ConfigError, match=r"(?s)warmup_steps 10 is not below steps 10.*schedule.warmup_steps=1"):
+        Schedule(warmup_steps=10).check(10)
