@@ -110,7 +110,7 @@ def transfer(settings: TransferConfig) -> TransferResult:
     result = replace(result, seconds=round(time.perf_counter() - began, 1))
     if job.accelerator.is_main_process:
         with path.open("a") as file:
-            file.write(json.dumps({**asdict(result), "settings": dump(settings)}) + "\n")
+            file.write(json.dumps({**asdict(result), "settings": dump(replace(settings, vit=job.vit))}) + "\n")
         print(
             f"top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} % of {result.test_images} images; added to {path}",
             flush=True,

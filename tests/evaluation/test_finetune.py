@@ -13,6 +13,7 @@ from mpp.config import merge, resolve
 from mpp.errors import CheckpointError, ConfigError, DataError, DiskError, NumericsError
 from mpp.evaluation.finetune import Finetuning, TransferConfig, flops_per_image, load_vit, transfer
 from mpp.model.tasks import Classification
+from mpp.model.vit import VitConfig
 from mpp.training.checkpoint import load_backbone
 
 
@@ -49,6 +50,14 @@ def test_a_transfer_adds_one_line_and_its_first_loss_is_ln_k(tree: dict[str, Any
     assert lines[1]["origin"].startswith("masked_patches, 2 steps of 16 images")
     assert lines[1]["top1"] == lines[2]["top1"]
     assert lines[0]["flops"] == lines[1]["flops"] > 0
+
+
+def test_a_line_records_the_model_that_was_fine_tuned(tree: dict[str, Any], tiny_run: Path) -> None:
+    trained = load_backbone(str(tiny_run)).vit
+    transfer(settings(tree, backbone=str(tiny_run), vit={"width": 32}))  # for scratch alone
+    line = json.loads((Path(tree["out"]) / "results.jsonl").read_text())
+    assert resolve(VitConfig, line["settings"]["vit"]) == trained
+    assert trained.width != 32
 
 
 def test_the_first_loss_is_of_the_first_step_however_rarely_is_logged(tree: dict[str, Any]) -> None:
