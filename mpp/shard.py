@@ -17,7 +17,7 @@ def run(argv: Sequence[str]) -> None:
     """Parse ``argv`` and write the shards."""
     options = parse(ShardOptions, argv, prog="mpp-shard", about=ABOUT, positional=("source", "out"))
 
-    from mpp.shards.engines import shard_corpus
+    from mpp.shards.sharding import shard_corpus
 
     shard_corpus(options)
 

@@ -32,8 +32,8 @@ def data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of 8 x 8 images, 60 to train on and 31 to test on; the class is one of 3 hues. Read only."""
-    from mpp.shards.engines import shard_corpus
     from mpp.shards.layout import ShardOptions
+    from mpp.shards.sharding import shard_corpus
 
     root = tmp_path_factory.mktemp("tiny")
     random = np.random.RandomState(0)
@@ -51,8 +51,8 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def bare_tiny_shards(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The images of ``tiny_shards`` in shards without labels. Read only."""
-    from mpp.shards.engines import shard_corpus
     from mpp.shards.layout import ShardOptions
+    from mpp.shards.sharding import shard_corpus
 
     out = tmp_path_factory.mktemp("bare") / "set"
     shard_corpus(ShardOptions(source=str(tiny_shards.parent / "images"), out=out, labels="none", workers=0))

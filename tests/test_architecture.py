@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {"shards": 1, "stream": 2, "model": 3, "training": 4, "evaluation": 5, "report": 6}
-GROUND = {"mpp", "mpp.errors", "mpp.config"}
+GROUND = {"mpp", "mpp.errors", "mpp.config", "mpp.processes"}
 ENTRY = 7
 
 FILES = {

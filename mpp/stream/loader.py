@@ -8,14 +8,10 @@ Shapes: B images of a micro-batch, H and W the height and width in pixels, N sam
 
 import atexit
 import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mpp.errors import DataError, MppError
+from mpp.processes import end_with_parent, worker_context
 from mpp.shards.shardset import ShardSet
 from mpp.stream.order import EpochOrder, Ints, check_divides, count_steps, rank_positions
 from mpp.stream.reader import ShardReader
@@ -31,7 +28,6 @@ from mpp.stream.views import ViewConfig, eval_view, train_view, view_draws
 
 PADDING = -1
 SECONDS_TO_NOTICE = 1.0
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Batch(NamedTuple):
@@ -187,7 +183,7 @@ def _batches(dataset: _Views, schedule: Iterable[tuple[int, Ints]], workers: int
         sampler=schedule,
         num_workers=workers,
         timeout=min(timeout, SECONDS_TO_NOTICE) if workers else 0,
-        multiprocessing_context=multiprocessing.get_context("forkserver") if workers else None,
+        multiprocessing_context=worker_context("mpp.stream.loader") if workers else None,
         worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else the loader draws from, and so changes, the global generator
@@ -226,36 +222,15 @@ def _patient(items: Iterator[Batch | MppError], timeout: float) -> Iterator[Batc
 
 
 def _start_worker(_: int) -> None:
-    """Keep this worker deaf to stop signals, and end it when the main process is killed.
-
-    The fork server, its parent, may have been started for something else, with signals open, and lives on.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    """Begin a data worker; the loader calls it with the worker's number."""
+    end_with_parent()
 
 
 @contextmanager
 def _running(loader: Iterable[Batch | MppError]) -> Iterator[Iterator[Batch | MppError]]:
-    """Start a loader's workers deaf to the signals that ask a run to stop, and kill them at the end.
-
-    Launchers signal whole groups of processes, but the main process needs batches until it has saved. Not fork: it
-    copies the locks of the threads of torch and of remote file systems; the fork server imports torch once for all.
-    """
+    """Start a loader's workers, and kill them at the end."""
     others = set(multiprocessing.active_children())
-    multiprocessing.set_forkserver_preload(["mpp.stream.loader"])
-    resource_tracker.ensure_running()  # by itself it starts within, and unblocks the signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        items = iter(loader)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    items = iter(loader)
     workers = set(multiprocessing.active_children()) - others
 
     def end() -> None:

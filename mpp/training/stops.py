@@ -7,7 +7,7 @@ from types import FrameType, TracebackType
 import torch
 from accelerate import Accelerator
 
-from mpp.stream.loader import STOP_SIGNALS
+from mpp.processes import STOP_SIGNALS
 
 
 class StopSignals:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mpp.errors import DataError
-from mpp.shards.engines import shard_corpus
 from mpp.shards.layout import ShardOptions
+from mpp.shards.sharding import shard_corpus
 from mpp.shards.shardset import fingerprint, open_shards, read_members, verify
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
-from mpp.shards.engines import shard_corpus
 from mpp.shards.layout import ShardOptions
+from mpp.shards.sharding import shard_corpus
 from mpp.shards.sidecars import finalize
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves tars open

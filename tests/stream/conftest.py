@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpp.shards.engines import shard_corpus
 from mpp.shards.layout import ShardOptions
+from mpp.shards.sharding import shard_corpus
 from mpp.shards.shardset import ShardSet, open_shards
 
 NUM_SAMPLES = 37

@@ -1,0 +1,170 @@
+"""A run can be killed, continued, repeated and spread over processes without changing a byte."""
+
+import fcntl
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+from mpp.errors import ConfigError, DataError
+from mpp.shards.layout import ShardOptions
+from mpp.shards.sharding import shard_corpus
+from mpp.shards.shardset import open_shards, verify
+
+Corpus = Callable[..., Path]
+
+
+def files(root: Path) -> dict[str, str]:
+    """Return the sha256 of every file of a set."""
+    paths = [path for path in root.rglob("*") if path.is_file()]
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def images(count: int) -> list[str]:
+    return [f"{'ab'[number % 2]}/{number}.jpg" for number in range(count)]
+
+
+def test_processes_give_the_bytes_of_one(corpus: Corpus, tmp_path: Path) -> None:
+    source = str(corpus(*images(30)))
+    for name, workers in (("one", 0), ("two", 2)):
+        shard_corpus(ShardOptions(source=source, out=tmp_path / name, shard_samples=7, workers=workers))
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    assert open_shards(tmp_path / "one", "train").samples == 30
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_continued_the_bytes_are_the_same(corpus: Corpus, tmp_path: Path) -> None:
+    source, out = corpus(*images(400)), tmp_path / "out"
+    (source / "bad.jpg").write_bytes(b"no image")
+    command = [sys.executable, "-m", "mpp.shard", str(source), str(out), "shard_samples=10", "workers=2"]
+    for delay in (0.0, 0.005, 0.02, 0.04):
+        done = len(list(out.glob(".mpp/train/*.json")))
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+            while process.poll() is None and len(list(out.glob(".mpp/train/*.json"))) <= done:
+                time.sleep(0.002)
+            time.sleep(delay)
+            process.send_signal(signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+        assert not (out / "index.json").exists()
+    assert subprocess.run(command, stdout=subprocess.DEVNULL, timeout=60, check=False).returncode == 0
+    shard_corpus(ShardOptions(source=str(source), out=tmp_path / "whole", shard_samples=10, workers=0))
+    assert files(out) == files(tmp_path / "whole")
+
+
+def test_a_run_repeated_rewrites_only_what_is_missing_or_cut(corpus: Corpus, tmp_path: Path) -> None:
+    options = ShardOptions(source=str(corpus(*images(20))), out=tmp_path / "out", shard_samples=5, workers=0)
+    shard_corpus(options)
+    before = files(options.out)
+    times = {path: path.stat().st_mtime_ns for path in options.out.glob("train/*.tar")}
+    cut, gone = options.out / "train/train-000001.tar", options.out / "train/train-000003.tar"
+    table = options.out / ".mpp/train/train-000002.members"
+    os.truncate(cut, 5120)
+    os.truncate(table, table.stat().st_size - 16)
+    gone.unlink()
+    shard_corpus(options)
+    assert files(options.out) == before
+    assert {path for path in times if path.stat().st_mtime_ns != times[path]} == {
+        cut,
+        options.out / "train/train-000002.tar",
+        gone,
+    }
+
+
+def test_other_options_or_images_are_refused_naming_the_difference(corpus: Corpus, tmp_path: Path) -> None:
+    source, out = corpus(*images(6)), tmp_path / "out"
+    shard_corpus(ShardOptions(source=str(source), out=out, workers=0))
+    before = files(out)
+    with pytest.raises(ConfigError, match="quality: 95 there, 90 now; seed: 0 there, 1 now"):
+        shard_corpus(ShardOptions(source=str(source), out=out, workers=0, quality=90, seed=1))
+    (source / "a/new.jpg").write_bytes(b"x")
+    with pytest.raises(ConfigError, match=r"images: \{'train': 6\} there, \{'train': 7\} now"):
+        shard_corpus(ShardOptions(source=str(source), out=out, workers=0))
+    assert files(out) == before
+
+
+def test_refused_images_are_counted_listed_and_limited(
+    corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = corpus(*images(8))
+    (source / "a/empty.jpg").write_bytes(b"")
+    (source / "b/page.png").write_bytes(b"<html>")
+    options = ShardOptions(source=str(source), out=tmp_path / "out", workers=0)
+    with pytest.raises(DataError, match="2 of 10 images were refused"):
+        shard_corpus(options)
+    table = pyarrow.parquet.read_table(tmp_path / "out/.mpp/refused.parquet")
+    assert table.column_names == ["source", "reason", "detail", "sha256"]
+    rows = {row["source"]: row for row in table.to_pylist()}
+    assert {name: row["reason"] for name, row in rows.items()} == {"a/empty.jpg": "empty", "b/page.png": "not_image"}
+    assert rows["b/page.png"]["sha256"] == hashlib.sha256(b"<html>").hexdigest()
+    assert open_shards(options.out, "train").samples == 8
+    assert verify(options.out, full=True).problems == ()
+    lines = {tuple(line.split()) for line in capsys.readouterr().out.splitlines()}
+    assert {("listed", "10"), ("taken", "8"), ("passed", "8"), ("refused", "2"), ("empty", "1")} <= lines
+    shard_corpus(ShardOptions(source=str(source), out=tmp_path / "out", workers=0, max_refused=0.2))
+
+
+def test_a_shard_and_a_set_without_any_good_image_break_nothing(corpus: Corpus, tmp_path: Path) -> None:
+    source = corpus(*images(3))
+    for number in range(3):
+        (source / f"a/{number}.png").write_bytes(b"no")
+    options = ShardOptions(source=str(source), out=tmp_path / "out", shard_samples=1, workers=0, max_refused=1.0)
+    shard_corpus(options)
+    assert open_shards(options.out, "train").samples == len(open_shards(options.out, "train").shards) == 3
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "1.png").write_bytes(b"no")
+    with pytest.raises(DataError, match="1 of 1 images were refused"):
+        shard_corpus(ShardOptions(source=str(bad), out=tmp_path / "none", workers=0))
+    with pytest.raises(DataError, match="no split 'train', it has none"):
+        open_shards(tmp_path / "none", "train")
+
+
+def test_the_stored_format_follows_the_source(corpus: Corpus, tmp_path: Path, jpeg: Callable[[int], bytes]) -> None:
+    from PIL import Image
+
+    source = tmp_path / "png"
+    source.mkdir()
+    Image.new("L", (9, 9), 77).save(source / "1.png")
+    shard_corpus(ShardOptions(source=str(source), out=tmp_path / "a", workers=0))
+    assert open_shards(tmp_path / "a", "train").shards[0].members == ("png", "json")
+    (source / "2.png").write_bytes(jpeg(0))  # a JPEG by content
+    shard_corpus(ShardOptions(source=str(source), out=tmp_path / "b", workers=0))
+    assert open_shards(tmp_path / "b", "train").shards[0].members == ("jpg", "json")
+
+
+def test_output_folders_that_cannot_be_used_are_refused_untouched(corpus: Corpus, tmp_path: Path) -> None:
+    source = corpus(*images(2))
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("x")
+    before = files(tmp_path)
+    for out, message in (("source/out", "one inside the other"), ("file", "is a file"), ("full", "is not empty")):
+        with pytest.raises(ConfigError, match=message):
+            shard_corpus(ShardOptions(source=str(source), out=tmp_path / out, workers=0))
+    assert files(tmp_path) == before
+
+
+def test_a_second_run_in_the_same_folder_is_refused(corpus: Corpus, tmp_path: Path) -> None:
+    options = ShardOptions(source=str(corpus(*images(2))), out=tmp_path / "out", workers=0)
+    shard_corpus(options)
+    with open(options.out / ".mpp/lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="another mpp-shard is writing"):
+            shard_corpus(options)
+    shard_corpus(options)
+
+
+def test_the_layout_file_names_the_options_and_no_secret_path(corpus: Corpus, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shard_corpus(ShardOptions(source=str(corpus(*images(2))), out=out, workers=0))
+    layout = json.loads((out / ".mpp/layout.json").read_text())
+    assert layout["options"]["quality"] == 95 and layout["images"] == {"train": 2}
+    assert str(tmp_path) not in "".join(path.read_text() for path in out.rglob("*.json"))
