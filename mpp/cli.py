@@ -11,6 +11,8 @@ from mpp.errors import ConfigError, exit_code_of
 VERBS = {
     "shard": "turn a corpus of images into shards (also: mpp-shard)",
     "verify": "check shards against their records",
+    "look": "one HTML page about a set of shards: counts, sizes, labels, refusals, pictures",
+    "duplicates": "report stored images that look alike, and test images that are in train",
     "pretrain": "pretrain a Vision Transformer on shards",
     "transfer": "fine-tune a backbone on labelled shards and test it",
     "compare": "masked against supervised pretraining against scratch, as a table",

@@ -54,7 +54,7 @@ def parse(cls: type[T], argv: Sequence[str], *, prog: str, about: str, positiona
             flags.add(word)
         elif word == "--config" or word.startswith("--config="):
             files.append(word.partition("=")[2] or (words.pop(0) if words else ""))
-        elif word.startswith("-"):
+        elif word.startswith("-") and word != "-":
             raise ConfigError(f"{prog}: unknown option {word}", fix=f"{prog} --help")
         elif "=" in word and "/" not in word.partition("=")[0]:
             overrides.append(word)

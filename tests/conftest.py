@@ -1,6 +1,8 @@
 """What several test folders need: the real images, and quiet, repeatable runs."""
 
+import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ def data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of 8 x 8 images, 60 to train on and 31 to test on; the class is one of 3 hues. Read only."""
-    from mpp.shards.layout import ShardOptions
+    from mpp.shards.options import ShardOptions
     from mpp.shards.sharding import shard_corpus
 
     root = tmp_path_factory.mktemp("tiny")
@@ -44,18 +46,18 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder = root / "images" / split / f"class{number % 3}"
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(folder / f"{number:03d}.png")
-    shard_corpus(ShardOptions(source=str(root / "images"), out=root / "set", shard_samples=10, workers=0))
+    shard_corpus(ShardOptions(source=str(root / "images"), out=str(root / "set"), shard_samples=10, workers=0))
     return root / "set"
 
 
 @pytest.fixture(scope="session")
 def bare_tiny_shards(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The images of ``tiny_shards`` in shards without labels. Read only."""
-    from mpp.shards.layout import ShardOptions
+    from mpp.shards.options import ShardOptions
     from mpp.shards.sharding import shard_corpus
 
     out = tmp_path_factory.mktemp("bare") / "set"
-    shard_corpus(ShardOptions(source=str(tiny_shards.parent / "images"), out=out, labels="none", workers=0))
+    shard_corpus(ShardOptions(source=str(tiny_shards.parent / "images"), out=str(out), labels="none", workers=0))
     return out
 
 
@@ -83,3 +85,30 @@ def tiny_run(tiny_shards: Path, tiny_vit: dict[str, Any], tmp_path_factory: pyte
     tree = {"shards": str(tiny_shards), "out": str(out), "vit": tiny_vit, "steps": 2, "global_batch": 16, "workers": 0}
     pretrain(resolve(PretrainConfig, tree))
     return out
+
+
+@pytest.fixture
+def jpeg() -> Callable[[int], bytes]:
+    """Return a function that makes a noisy RGB JPEG, another for every number."""
+
+    def make(number: int) -> bytes:
+        pixels = np.random.default_rng(number).integers(0, 256, (24, 24 + number % 5, 3), np.uint8)
+        target = io.BytesIO()
+        Image.fromarray(pixels).save(target, "JPEG")
+        return target.getvalue()
+
+    return make
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, jpeg: Callable[[int], bytes]) -> Callable[..., Path]:
+    """Return a function that writes JPEGs under the given relative names and returns their folder."""
+
+    def write(*names: str, folder: str = "source") -> Path:
+        root = tmp_path / folder
+        for number, name in enumerate(names):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(jpeg(number))
+        return root
+
+    return write

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FLOORS = {"shards": 1, "stream": 2, "model": 3, "training": 4, "evaluation": 5, "report": 6}
-GROUND = {"mpp", "mpp.errors", "mpp.config", "mpp.processes"}
-ENTRY = 7
+FLOORS = {"sources": 1, "shards": 2, "stream": 3, "model": 4, "training": 5, "evaluation": 6, "report": 7}
+GROUND = {"mpp", "mpp.errors", "mpp.config", "mpp.disk", "mpp.processes"}
+ENTRY = 8
 
 FILES = {
     ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file

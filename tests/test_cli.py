@@ -20,7 +20,7 @@ def _run(code: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_verbs_are_the_entry_points() -> None:
     modules = {file.stem for file in Path(mpp.__file__).parent.glob("*.py")}
-    assert modules - {"__init__", "cli", "config", "errors"} == VERBS.keys()
+    assert modules - {"__init__", "cli", "config", "disk", "errors", "processes"} == VERBS.keys()
 
 
 def test_help_has_one_line_for_every_verb(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 INCREMENT = np.uint64(0x9E3779B97F4A7C15)  # between two states of SplitMix64
 _MASK = (1 << 64) - 1
+FEISTEL_ROUNDS = 6
 
 
 def hash64(*parts: int | NDArray[np.int64] | NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -29,3 +30,22 @@ def hash64(*parts: int | NDArray[np.int64] | NDArray[np.uint64]) -> NDArray[np.u
 def permutation(num: int, *key: int) -> NDArray[np.int64]:
     """Return the permutation of ``range(num)`` that belongs to the integers ``key``."""
     return np.argsort(hash64(*key, np.arange(num, dtype=np.int64)), kind="stable")
+
+
+def shuffled(positions: NDArray[np.int64], num: int, *key: int) -> NDArray[np.int64]:
+    """Return what stands at ``positions`` of the shuffled ``range(num)`` that belongs to the integers ``key``.
+
+    Unlike :func:`permutation` it needs memory for the positions asked for alone: a Feistel network over the smallest
+    power of four that holds ``num``, walked on until the number is below ``num`` (Black and Rogaway 2002).
+    """
+    half = max(1, (max(num - 1, 1).bit_length() + 1) // 2)
+    shift, low = np.uint64(half), np.uint64((1 << half) - 1)
+    numbers = positions.astype(np.uint64)
+    walking = np.arange(len(numbers))
+    while len(walking):
+        left, right = numbers[walking] >> shift, numbers[walking] & low
+        for turn in range(FEISTEL_ROUNDS):
+            left, right = right, left ^ (hash64(*key, turn, right) & low)
+        numbers[walking] = left << shift | right
+        walking = walking[numbers[walking] >= num]
+    return numbers.astype(np.int64)

@@ -1,34 +1,36 @@
 """One image: header check, decode, convert, encode again, or a reason to refuse it.
 
 What is stored is always RGB without alpha, upright, in one format for the whole set. JPEGs that are so already
-pass byte for byte, after a full decode.
+pass byte for byte. Plain JPEGs take a fast road, everything else goes through Pillow; both give the same verdict.
 """
 
 import io
-import struct
+import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from mpp.errors import ConfigError
+from mpp.shards.jpeg import MAX_SCANS, JpegHeader, Size, load_torch, read_header, shrink, silent, strip_metadata
+from mpp.shards.memory import (
+    SLACK,
+    WEBP,
+    jpeg_memory_needed,
+    limit_memory,
+    memory_allowed,
+    memory_errors,
+    memory_needed,
+    webp_canvas,
+)
+from mpp.sources.files import has_signature
+
 # A closed list: some of Pillow's other decoders run programs (EPS), or cannot tell their format from noise (TGA).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
-# File name extensions of images, also of kinds that are then refused.
-IMAGE_NAMES = {
-    "apng", "avif", "blp", "bmp", "cur", "dcx", "dds", "dib", "emf", "eps", "exr", "fit", "fits", "flc", "fli",
-    "ftc", "ftu", "gbr", "gif", "heic", "heif", "icb", "icns", "ico", "im", "j2c", "j2k", "jfif", "jp2", "jpc",
-    "jpe", "jpeg", "jpf", "jpg", "jpx", "mpo", "msp", "pbm", "pcd", "pcx", "pfm", "pgm", "png", "pnm", "ppm", "ps",
-    "psd", "pxr", "qoi", "ras", "rgb", "rgba", "sgi", "svg", "tga", "tif", "tiff", "vda", "vst", "wal", "webp",
-    "wmf", "xbm", "xpm",
-}  # fmt: skip
-SIGNATURES = (
-    *(b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
-    *(b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"Pf", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51"),
-)
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -38,29 +40,58 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-Size = tuple[int, int]
+PROGRAMS = ("EPS",)  # Pillow hands these to another program
+ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")  # the pages of a TIFF and the views of an MPO are no animation
+COMPLAINTS = logging.getLogger("PIL.TiffImagePlugin")  # it alone logs errors beside raising them
+STRIP_PIXELS = 2**18  # pixels that are converted at a time
 
 
 @dataclass(frozen=True)
 class ImagePolicy:
-    """What is taken and how it is stored. Sides in pixels; ``format`` is ``jpg`` or ``png``."""
+    """What is taken and how it is stored. Sides in pixels, ``background`` as red, green, blue of 0 to 255.
+
+    ``check`` is what a JPEG must pass to be stored as it is: ``decode`` reads all of its data, ``header`` its
+    segments only. ``formats`` are names of Pillow's, allowed beside ``FORMATS``. Raises ``ConfigError`` for a
+    background or formats that cannot be.
+    """
 
     format: str = "jpg"
     resize: int | None = None
     quality: int = 95
+    check: Literal["decode", "header"] = "decode"
     max_pixels: int = 50_000_000
     min_side: int = 1
     max_aspect: float = 1000.0
+    background: tuple[int, int, int] = (255, 255, 255)
+    animated: Literal["first", "refuse"] = "first"
+    formats: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not all(0 <= value <= 255 for value in self.background):
+            raise ConfigError(
+                f"background: {list(self.background)}, allowed: 0 to 255 each", fix="background=[R, G, B]"
+            )
+        if self.formats:
+            Image.init()
+        unknown = [name for name in self.formats if name not in Image.OPEN or name in PROGRAMS]
+        if unknown:
+            known = ", ".join(sorted(set(Image.OPEN) - {*FORMATS, *PROGRAMS}))
+            raise ConfigError(f"formats: {unknown[0]!r} cannot be allowed", fix=f"choose among {known}")
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """An image to store. Sizes are (width, height); ``notes`` names each conversion, for the counts."""
+    """An image to store. Sizes are (width, height); ``notes`` names each conversion, for the counts.
+
+    ``source_format`` and ``source_mode`` are Pillow's names of what the source was: JPEG, RGB.
+    """
 
     image: bytes
     size: Size
     original_size: Size
     notes: tuple[str, ...]
+    source_format: str
+    source_mode: str
 
 
 @dataclass(frozen=True)
@@ -80,8 +111,12 @@ def accept(raw: bytes, policy: ImagePolicy) -> Accepted | Refused:
     if not raw:
         return Refused("empty", "0 bytes")
     try:
+        header = read_header(raw)
+        quick = fast_road(raw, header, policy)
+        if quick is not None:
+            return quick
         with _quiet(policy.max_pixels):
-            return _accept(raw, policy)
+            return pillow_road(raw, header, policy)
     except _Refusal as refusal:
         return Refused(*refusal.args)
     except MemoryError:
@@ -93,17 +128,57 @@ def accept(raw: bytes, policy: ImagePolicy) -> Accepted | Refused:
         return Refused("truncated" if "truncated" in detail.lower() else "corrupt", detail[:200])
 
 
-def _accept(raw: bytes, policy: ImagePolicy) -> Accepted:
-    opened = _open(raw)
-    _check_size(opened.size, policy)
-    if opened.format == "PNG":
+def prepare_worker(policy: ImagePolicy) -> None:
+    """Make a process ready to do nothing but accept images: load what it needs, then bound its memory."""
+    if policy.resize is not None and policy.format == "jpg":
+        load_torch()
+    limit_memory(memory_allowed(policy.max_pixels) + SLACK)
+
+
+def fast_road(raw: bytes, header: JpegHeader | None, policy: ImagePolicy) -> Accepted | None:
+    """Store a plain upright JPEG as it is, or resized by torch; None for what only Pillow can judge."""
+    if header is None or not header.plain or header.orientation != 1 or policy.format != "jpg":
+        return None
+    _check_size(header.size, policy)
+    _check_memory(jpeg_memory_needed(len(raw), header), policy)
+    mode = "RGB" if header.components == 3 else "L"
+    if policy.resize is not None and min(header.size) > policy.resize:
+        size = _shorter_side(header.size, policy.resize)
+        stored = shrink(raw, size, policy.quality)
+        notes = ("resized", "encoded_jpg") if mode == "RGB" else ("mode_L", "resized", "encoded_jpg")
+        return None if stored is None else Accepted(stored, size, header.size, notes, "JPEG", mode)
+    if mode == "L":
+        return None
+    if policy.check == "decode":
+        # an eighth of the size, gray: all data are read and checked, but few pixels computed
+        with _quiet(policy.max_pixels):
+            opened = Image.open(io.BytesIO(raw), formats=("JPEG",))
+            opened.draft("L", (1, 1))
+            opened.load()
+    return _passed(raw, header)
+
+
+def pillow_road(raw: bytes, header: JpegHeader | None, policy: ImagePolicy) -> Accepted:
+    """Check, decode and convert any image; raises whatever Pillow does."""
+    canvas = webp_canvas(raw)
+    if min(canvas):
+        _check_size(canvas, policy)
+    with memory_errors(WEBP * canvas[0] * canvas[1]):
+        opened = _open(raw, policy)
+    format, original, notes = str(opened.format), opened.size, _frames(opened, policy)
+    _check_size(original, policy)
+    need = memory_needed(len(raw), opened)
+    _check_memory(need, policy)
+    if format in ("JPEG", "MPO") and raw.count(b"\xff\xda") > MAX_SCANS:
+        raise _Refusal("too_large", f"more than {MAX_SCANS} scans")
+    if format == "PNG":
         opened.verify()  # checks every CRC, which decoding does not
-        opened = _open(raw)
-    original = opened.size
-    notes = ["first_frame"] if opened.format == "MPO" or getattr(opened, "is_animated", False) else []
-    opened.load()
-    orientation = _orientation(opened)
-    image, conversions = _to_rgb(opened)
+        opened = _open(raw, policy)
+    with memory_errors(need), silent() if format == "TIFF" else nullcontext():  # libtiff prints what it trips over
+        opened.load()
+    mode, orientation = opened.mode, _orientation(opened)
+    image, conversions = _to_rgb(opened, policy.background)
+    del opened  # decoders keep buffers
     notes += conversions
     if orientation in UPRIGHT:
         image = image.transpose(UPRIGHT[orientation])
@@ -111,39 +186,46 @@ def _accept(raw: bytes, policy: ImagePolicy) -> Accepted:
     if policy.resize is not None and min(image.size) > policy.resize:
         image = image.resize(_shorter_side(image.size, policy.resize), Image.Resampling.LANCZOS)
         notes.append("resized")
-    if policy.format == "jpg" and opened.format == "JPEG" and not notes:
-        stored = strip_metadata(raw)
-        return Accepted(stored, image.size, original, () if len(stored) == len(raw) else ("stripped",))
+    if policy.format == "jpg" and format == "JPEG" and header is not None and not notes:
+        return _passed(raw, header)
     notes.append(f"encoded_{policy.format}")
-    return Accepted(_encode(image, policy), image.size, original, tuple(notes))
+    return Accepted(_encode(image, policy), image.size, original, tuple(notes), format, mode)
+
+
+def _passed(raw: bytes, header: JpegHeader) -> Accepted:
+    """Return a JPEG as it is, but for its metadata."""
+    notes = ("stripped",) if header.metadata else ()
+    return Accepted(strip_metadata(raw, header), header.size, header.size, notes, "JPEG", "RGB")
 
 
 @contextmanager
 def _quiet(max_pixels: int) -> Iterator[None]:
-    """Silence Pillow's warnings and let its own bomb check follow ``max_pixels``; both are put back."""
-    before = Image.MAX_IMAGE_PIXELS
+    """Silence Pillow's warnings and errors and let its own bomb check follow ``max_pixels``; both are put back."""
+    before = Image.MAX_IMAGE_PIXELS, COMPLAINTS.disabled
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        Image.MAX_IMAGE_PIXELS = max_pixels
+        Image.MAX_IMAGE_PIXELS, COMPLAINTS.disabled = max_pixels, True
         try:
             yield
         finally:
-            Image.MAX_IMAGE_PIXELS = before
+            Image.MAX_IMAGE_PIXELS, COMPLAINTS.disabled = before
 
 
-def _open(raw: bytes) -> Image.Image:
+def _open(raw: bytes, policy: ImagePolicy) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(raw), formats=FORMATS)
+        return Image.open(io.BytesIO(raw), formats=(*FORMATS, *policy.formats))
     except UnidentifiedImageError:
         if has_signature(raw):
             raise _Refusal("corrupt", f"header cannot be read, starts with {raw[:16]!r}") from None
         raise _Refusal("not_image", f"starts with {raw[:16]!r}") from None
 
 
-def has_signature(head: bytes) -> bool:
-    """Say whether bytes start as a file of one of ``FORMATS`` does; 16 bytes are enough."""
-    boxed = (head[:4] == b"RIFF" and head[8:12] == b"WEBP") or head[4:12] in (b"ftypavif", b"ftypavis")
-    return boxed or head.startswith(SIGNATURES)
+def _frames(opened: Image.Image, policy: ImagePolicy) -> list[str]:
+    """Note that only the first of several pictures is taken; refuse animations where the policy says so."""
+    several = opened.format == "MPO" or bool(getattr(opened, "is_animated", False))
+    if several and opened.format in ANIMATED and policy.animated == "refuse":
+        raise _Refusal("animated", f"{opened.format} of several frames, allowed: one")
+    return ["first_frame"] if several else []
 
 
 def _check_size(size: Size, policy: ImagePolicy) -> None:
@@ -157,6 +239,13 @@ def _check_size(size: Size, policy: ImagePolicy) -> None:
         raise _Refusal("aspect", f"{width}x{height}, at most {policy.max_aspect:g} to 1")
 
 
+def _check_memory(need: float, policy: ImagePolicy) -> None:
+    """Refuse what takes too much memory to decode and convert, before it does."""
+    most = memory_allowed(policy.max_pixels)
+    if need > most:
+        raise _Refusal("too_large", f"takes {need / 1e6:.0f} MB of memory, at most {most / 1e6:.0f}")
+
+
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 where there is none or EXIF cannot be read."""
     try:
@@ -165,33 +254,48 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
+def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> tuple[Image.Image, list[str]]:
     """Return an RGB image and the name of the conversion, if one was needed."""
     mode = image.mode
     if mode == "RGB" and "transparency" not in image.info:
         return image, []
     if mode.startswith("I"):
-        return _scaled_gray(image), [f"mode_{mode}"]
+        return _in_strips(image, _gray_scaler(image)), [f"mode_{mode}"]
     if mode in ("F", "LAB"):
         raise _Refusal("unsupported", f"mode {mode} has no agreed way to RGB")
     if mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, layer).convert("RGB"), [f"alpha_{mode}"]
+        return _in_strips(image, lambda strip: _composited(strip, background)), [f"alpha_{mode}"]
     return image.convert("RGB"), [f"mode_{mode}"]
 
 
-def _scaled_gray(image: Image.Image) -> Image.Image:
-    """Scale deep gray to 8 bits by the declared depth; Pillow's own conversion clips it to white."""
+def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Convert an image to RGB piece by piece: the steps between need memory for one piece only."""
+    result = Image.new("RGB", image.size)
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        result.paste(convert(image.crop((0, top, image.width, min(top + rows, image.height)))), (0, top))
+    return result
+
+
+def _composited(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    return Image.alpha_composite(Image.new("RGBA", image.size, background), image.convert("RGBA")).convert("RGB")
+
+
+def _gray_scaler(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """Return what scales deep gray to 8 bits by the depth that ``image`` declares; Pillow clips it to white."""
     bits = 16
     if image.format == "TIFF":
         declared: Any = image.tag_v2.get(258, (16,))  # type: ignore[attr-defined]  # BitsPerSample
         bits = int(declared[0])
         if image.tag_v2.get(339, (1,))[0] == 2:  # type: ignore[attr-defined]  # SampleFormat: signed
             bits -= 1
-    pixels = np.asarray(image).astype(np.float32)
-    scaled = np.clip(pixels * (255.0 / (2.0**bits - 1.0)) + 0.5, 0, 255).astype(np.uint8)
-    return Image.fromarray(scaled).convert("RGB")
+    factor = 255.0 / (2.0**bits - 1.0)
+
+    def scale(strip: Image.Image) -> Image.Image:
+        pixels = np.asarray(strip).astype(np.float32)
+        return Image.fromarray(np.clip(pixels * factor + 0.5, 0, 255).astype(np.uint8)).convert("RGB")
+
+    return scale
 
 
 def _shorter_side(size: Size, side: int) -> Size:
@@ -201,30 +305,10 @@ def _shorter_side(size: Size, side: int) -> Size:
 
 
 def _encode(image: Image.Image, policy: ImagePolicy) -> bytes:
-    clean = Image.frombytes("RGB", image.size, image.tobytes())  # leaves every kind of metadata behind
+    image.info = {}  # Pillow would write comments, profiles and EXIF from here
     target = io.BytesIO()
     if policy.format == "jpg":
-        clean.save(target, "JPEG", quality=policy.quality)
+        image.save(target, "JPEG", quality=policy.quality)
     else:
-        clean.save(target, "PNG")
+        image.save(target, "PNG")
     return target.getvalue()
-
-
-def strip_metadata(jpeg: bytes) -> bytes:
-    """Return a JPEG without its APPn segments (EXIF, ICC, XMP), pixels untouched.
-
-    APP0 (JFIF) and APP14 (Adobe, which declares the colour transform) stay. Raises ``ValueError`` where the
-    segments before the image data are malformed.
-    """
-    kept, position = [jpeg[:2]], 2
-    while jpeg[position + 1 : position + 2] != b"\xda":  # start of scan: entropy-coded data follow
-        if position + 4 > len(jpeg) or jpeg[position] != 0xFF:
-            raise ValueError(f"malformed JPEG segment at byte {position}")
-        if jpeg[position + 1] == 0xFF:  # fill byte
-            position += 1
-            continue
-        end = position + 2 + int(struct.unpack_from(">H", jpeg, position + 2)[0])
-        if jpeg[position + 1] not in range(0xE1, 0xF0) or jpeg[position + 1] == 0xEE:
-            kept.append(jpeg[position:end])
-        position = end
-    return b"".join([*kept, jpeg[position:]])

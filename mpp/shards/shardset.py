@@ -26,7 +26,7 @@ MEMBER = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4")])
 REBUILD = "run the mpp-shard command that wrote it again: it rewrites only what is missing or of another size"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ShardRecord:
     """One shard: ``name`` is relative to the root, ``bytes`` the tar's size, ``members`` extensions in tar order."""
 
@@ -71,6 +71,11 @@ class VerifyReport:
     samples: int
     bytes: int
     problems: tuple[str, ...]
+
+
+def split_names(root: str | Path) -> tuple[str, ...]:
+    """Return the splits of a finished set; raise ``DataError`` for a folder that is none."""
+    return tuple(_read_index(Path(root))["splits"])
 
 
 def open_shards(root: str | Path, split: str) -> ShardSet:

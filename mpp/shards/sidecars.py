@@ -3,71 +3,60 @@
 Everything is derived from the commit records, so writing it again gives the same bytes.
 """
 
-import io
 import json
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
 import yaml
 
-from mpp.shards.shardset import INDEX, MEMBER, RECORDS
-from mpp.shards.writer import BLOCK, write_atomic
+from mpp.disk import fsync_path
+from mpp.shards.outputs import Output, temporary_file
+from mpp.shards.shardset import INDEX, RECORDS, ShardRecord
 
-Records = Sequence[dict[str, Any]]
+Records = Sequence[ShardRecord]
+Groups = dict[str, list[ShardRecord]]
 ENERGON_SPLITS = {"validation": "val"}
 REFUSED_COLUMNS = ("source", "reason", "detail", "sha256")
 
 
-def finalize(root: Path, splits: Sequence[str], classes: tuple[str, ...] | None, records: Records) -> None:
-    """Write every sidecar of a set from all its commit records, ``index.json`` last."""
-    written = [record for record in records if record["samples"]]
-    groups = {split: [r for r in written if PurePosixPath(r["name"]).parent.name == split] for split in splits}
+def finalize(output: Output, layout: dict[str, Any], records: Records) -> None:
+    """Write every sidecar of a set from all its commit records in layout order, ``index.json`` last."""
+    classes = layout["classes"]
+    written = [record for record in records if record.samples]
+    groups = {split: [r for r in written if PurePosixPath(r.name).parent.name == split] for split in layout["bounds"]}
     groups = {split: group for split, group in groups.items() if group}
-    write_atomic(root, f"{RECORDS}/refused.parquet", refused_table(records))
-    for record in written:
-        write_atomic(root, f"{record['name']}.idx", tar_index(root, record))
-    sizes = {PurePosixPath(record["name"]).name: record["samples"] for record in written}
-    write_atomic(root, "sizes.json", _json(sizes))
-    write_atomic(root, "_info.json", _json(timm_info(groups, classes)))
-    extension = written[0]["members"][-2] if written else "jpg"
+    write_refused(output, records)
+    sizes = {PurePosixPath(record.name).name: record.samples for record in written}
+    output.put("sizes.json", _json(sizes))
+    output.put("_info.json", _json(timm_info(groups, classes)))
+    extension = written[0].members[-2] if written else "jpg"
     for name, text in energon_files(groups, classes, extension).items():
-        write_atomic(root, f".nv-meta/{name}", text)
-    write_atomic(root, "README.md", dataset_card(groups, classes, extension).encode())
-    write_atomic(root, INDEX, _json(wids_index(groups, classes)))
+        output.put(f".nv-meta/{name}", text)
+    output.put("README.md", dataset_card(groups, classes, extension).encode())
+    output.put(INDEX, _json(wids_index(groups, classes)))
 
 
-def tar_index(root: Path, record: dict[str, Any]) -> bytes:
-    """Return the offset of each sample's first header and the end of the last sample, little-endian u64."""
-    raw = (root / RECORDS / record["name"]).with_suffix(".members").read_bytes()
-    table = np.frombuffer(raw, MEMBER).reshape(record["samples"], -1)
-    begins = table["offset"][:, 0] - np.uint64(BLOCK)
-    last = table[-1, -1]
-    end = int(last["offset"]) + -(-int(last["size"]) // BLOCK) * BLOCK
-    return np.append(begins, np.uint64(end)).astype("<u8").tobytes()
-
-
-def timm_info(groups: dict[str, list[dict[str, Any]]], classes: tuple[str, ...] | None) -> dict[str, Any]:
+def timm_info(groups: Groups, classes: tuple[str, ...] | None) -> dict[str, Any]:
     """Return what timm's WebDataset reader wants to know of each split."""
     splits = {
         split: {
             "name": split,
-            "num_samples": sum(record["samples"] for record in group),
-            "filenames": [record["name"] for record in group],
-            "shard_lengths": [record["samples"] for record in group],
+            "num_samples": sum(record.samples for record in group),
+            "filenames": [record.name for record in group],
+            "shard_lengths": [record.samples for record in group],
         }
         for split, group in groups.items()
     }
     return {"splits": splits, "class_names": classes}
 
 
-def wids_index(groups: dict[str, list[dict[str, Any]]], classes: tuple[str, ...] | None) -> dict[str, Any]:
+def wids_index(groups: Groups, classes: tuple[str, ...] | None) -> dict[str, Any]:
     """Return the index in the shape of wids, with what :func:`mpp.shards.shardset.open_shards` needs besides."""
     keys = ("samples", "bytes", "sha256", "layout_hash", "refused", "members")
     shards = [
-        {"url": record["name"], "nsamples": record["samples"], "filesize": record["bytes"], "split": split}
-        | {key: record[key] for key in keys}
+        {"url": record.name, "nsamples": record.samples, "filesize": record.bytes, "split": split}
+        | {key: getattr(record, key) for key in keys}
         for split, group in groups.items()
         for record in group
     ]
@@ -75,17 +64,15 @@ def wids_index(groups: dict[str, list[dict[str, Any]]], classes: tuple[str, ...]
     return head | {"splits": list(groups), "classes": classes, "shardlist": shards}
 
 
-def energon_files(
-    groups: dict[str, list[dict[str, Any]]], classes: tuple[str, ...] | None, extension: str
-) -> dict[str, bytes]:
+def energon_files(groups: Groups, classes: tuple[str, ...] | None, extension: str) -> dict[str, bytes]:
     """Return the files of ``.nv-meta`` by name: shard counts, splits, and which member is what."""
     parts: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     for split, group in groups.items():
-        parts[ENERGON_SPLITS.get(split, split)] = [record["name"] for record in group]
+        parts[ENERGON_SPLITS.get(split, split)] = [record.name for record in group]
     kind = "ImageSample" if classes is None else "ImageClassificationSample"
     fields = {"image": extension} | ({} if classes is None else {"label": "cls"})
     sample = {"sample_type": {"__module__": "megatron.energon", "__class__": kind}, "field_map": fields}
-    counts = {record["name"]: record["samples"] for group in groups.values() for record in group}
+    counts = {record.name: record.samples for group in groups.values() for record in group}
     return {
         ".info.json": _json({"energon_version": "7.4.1", "shard_counts": counts}),
         "split.yaml": yaml.safe_dump({"exclude": [], "split_parts": parts}, sort_keys=False).encode(),
@@ -93,7 +80,7 @@ def energon_files(
     }
 
 
-def dataset_card(groups: dict[str, list[dict[str, Any]]], classes: tuple[str, ...] | None, extension: str) -> str:
+def dataset_card(groups: Groups, classes: tuple[str, ...] | None, extension: str) -> str:
     """Return the README.md whose header tells Hugging Face ``datasets`` which files are shards, and of what."""
     files = [{"split": split, "path": f"{split}/*.tar"} for split in groups]
     header: dict[str, Any] = {"configs": [{"config_name": "default", "data_files": files}]}
@@ -121,20 +108,23 @@ def _json_features() -> list[dict[str, str]]:
 
 
 def _samples(group: Records) -> int:
-    return sum(record["samples"] for record in group)
+    return sum(record.samples for record in group)
 
 
-def refused_table(records: Records) -> bytes:
-    """Return the parquet file of every image that was not taken, in layout order."""
+def write_refused(output: Output, records: Records) -> None:
+    """Write the parquet file of every image that was not taken, in layout order; a shard's refusals at a time."""
     import pyarrow
     import pyarrow.parquet
 
-    rows = [row for record in records for row in record["refusals"]]
     schema = pyarrow.schema([(name, pyarrow.string()) for name in REFUSED_COLUMNS])
-    columns = [[row[number] for row in rows] for number in range(len(REFUSED_COLUMNS))]
-    target = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table(columns, schema=schema), target)
-    return target.getvalue()
+    bad = [f"{RECORDS}/{record.name.removesuffix('.tar')}.json" for record in records if record.refused]
+    with temporary_file(output.work, "refused.parquet") as temporary:
+        with pyarrow.parquet.ParquetWriter(temporary, schema) as table:
+            for raw in output.read_all(bad):
+                columns = list(zip(*json.loads(raw)["refusals"], strict=True))
+                table.write_table(pyarrow.table(columns, schema=schema))
+        fsync_path(temporary)
+        output.move_in(temporary, f"{RECORDS}/refused.parquet")
 
 
 def _json(value: Any) -> bytes:

@@ -1,145 +1,254 @@
 """Write one shard and commit it atomically.
 
-The tar is written under a temporary name, fsynced and renamed; the table of members follows; the commit record
-comes last, and its presence is the only meaning of "done".
+The tar is written under a temporary name, fsynced and moved in; its index and its table of members follow; the commit
+record comes last, and its presence is the only meaning of "done".
 """
 
 import errno
 import hashlib
 import json
+import multiprocessing
 import os
 import struct
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from mpp.errors import DiskError
-from mpp.shards.corpora import Reader
-from mpp.shards.disk import fsync_path
-from mpp.shards.files import printable
-from mpp.shards.images import Accepted, ImagePolicy, Refused, accept
-from mpp.shards.layout import FORMAT_VERSION, Int64s, ShardPlan
+from mpp.disk import disk_errors
+from mpp.shards.duplicates import Copies, read_copies
+from mpp.shards.images import Accepted, ImagePolicy, Refused, accept, prepare_worker
+from mpp.shards.layout import FORMAT_VERSION, ShardPlan, plan_shard, shard_name
+from mpp.shards.listing import Listing, Row, open_listing
+from mpp.shards.outputs import Output, temporary_file
 from mpp.shards.shardset import MEMBER, RECORDS
+from mpp.sources.entries import UNKNOWN
+from mpp.sources.files import printable
 
-TEMPORARY = f"{RECORDS}/tmp"
+LAYOUT = f"{RECORDS}/layout.json"
+FAILED = f"{RECORDS}/failed"
 BLOCK, RECORD = 512, 10_240  # tar's units, bytes
 JSON_LIMIT = 512  # bytes of a sample's .json member
+Layout = dict[str, Any]
 Members = dict[str, bytes]
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """All that a worker needs to write one shard; ``labels`` are those of ``plan.items``, if there are any."""
+    """The shard to write: number ``number`` of ``split`` in the layout of ``output``."""
 
-    root: Path
-    plan: ShardPlan
-    labels: Int64s | None
-    reader: Reader
-    policy: ImagePolicy
-    layout_hash: str
-    options_hash: str
+    output: Output
+    split: str
+    number: int
 
 
 def write_shard(task: ShardTask) -> dict[str, Any]:
-    """Write the shard of ``task`` and return its commit record; raise ``DiskError`` where there is no room.
+    """Write the shard of ``task`` and return its commit record without the refusals.
 
-    A shard of which every image is refused has a record and no tar.
+    A shard of which every image is refused has a record and no tar. An error is also noted in the folder ``FAILED``,
+    for those who ask for the status. Raises ``DiskError`` where there is no room.
     """
-    shard = _OpenShard()
-    final = task.root / task.plan.name
-    with disk_errors(final):
-        temporary = temporary_file(task.root, task.plan.name)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                for position in range(len(task.plan.items)):
-                    shard.add(file, task, position)
-                shard.close(file)
-            if shard.keys:
-                os.replace(temporary, final)
-                fsync_path(final.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
-        sidecar = f"{RECORDS}/{task.plan.name.removesuffix('.tar')}"
-        write_atomic(task.root, f"{sidecar}.members", np.array(shard.members, dtype=MEMBER).tobytes())
-        record = shard.record(task)
-        write_atomic(task.root, f"{sidecar}.json", json.dumps(record, indent=1).encode())
-    return record
+    output = task.output
+    layout = read_layout(output.work)
+    record = _written(output, shard_name(task.split, task.number))
+    if record is not None:  # by an earlier attempt at a chunk of shards
+        return record
+    plan = plan_shard(task.split, layout["bounds"], task.number, layout["options"]["seed"])
+    copies = read_copies(output.work, task.split) if layout["options"]["dedupe"] == "exact" else None
+    policy, listing = image_policy(layout), open_listing(output.work)
+    if multiprocessing.parent_process() is not None:  # a process of a pool, which does nothing else
+        _prepare_process(policy, listing, task.split)
+    shard = _OpenShard(plan, listing, policy, copies)
+    with (
+        _noted(output.work, plan.name),
+        disk_errors(output.place(plan.name)),
+        temporary_file(output.work, plan.name) as temporary,
+    ):
+        with open(temporary, "wb") as file:
+            shard.write(file)
+        return _commit(output, shard, temporary, layout)
+
+
+@lru_cache(maxsize=1)
+def _prepare_process(policy: ImagePolicy, listing: Listing, split: str) -> None:
+    """Open what images are read from, so that its memory does not count, and bound the memory of decoders."""
+    import pyarrow
+
+    pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # the usual one reserves 1 GiB at its first use
+    with suppress(OSError):
+        listing.read(split, listing.rows(split, np.zeros(1, np.int64))[0])
+    prepare_worker(policy)
+
+
+@contextmanager
+def _noted(work: Path, name: str) -> Iterator[None]:
+    """Keep the message of an error in a file, until the shard ``name`` is written."""
+    note = work / FAILED / f"{Path(name).stem}.txt"
+    try:
+        yield
+    except Exception as error:
+        with suppress(OSError):
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(f"{type(error).__name__}: {error}\n")
+        raise
+    note.unlink(missing_ok=True)
+
+
+def read_layout(work: Path) -> Layout:
+    """Return the layout kept in the folder ``work``; raise ``FileNotFoundError`` where there is none."""
+    return _read_layout(work, os.stat(work / LAYOUT).st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _read_layout(work: Path, changed: int) -> Layout:
+    layout: Layout = json.loads((work / LAYOUT).read_bytes())
+    return layout
+
+
+def image_policy(layout: Layout) -> ImagePolicy:
+    """Return what a layout says to do with each image."""
+    options = layout["options"]
+    names = ("resize", "quality", "check", "animated", "max_pixels", "min_side", "max_aspect")
+    settings: dict[str, Any] = {name: options[name] for name in names}
+    settings |= {name: tuple(options[name]) for name in ("background", "formats")}
+    return ImagePolicy(format=layout["format"], **settings)
+
+
+def _written(output: Output, name: str) -> dict[str, Any] | None:
+    """Return the record of a shard that is done, without the refusals."""
+    try:
+        record: dict[str, Any] = json.loads(output.read(_sidecar(name, "json")))
+    except FileNotFoundError:
+        return None
+    return {name: value for name, value in record.items() if name != "refusals"}
+
+
+def _sidecar(name: str, kind: str) -> str:
+    return f"{RECORDS}/{name.removesuffix('.tar')}.{kind}"
+
+
+def _commit(output: Output, shard: "_OpenShard", tar: Path, layout: Layout) -> dict[str, Any]:
+    """Move in what was written, the record last."""
+    record = shard.record(layout)
+    if shard.samples:
+        output.move_in(tar, shard.plan.name)
+        output.put(f"{shard.plan.name}.idx", np.array([*shard.begins, shard.end], "<u8").tobytes())
+    output.put(_sidecar(shard.plan.name, "members"), np.array(shard.members, dtype=MEMBER).tobytes())
+    output.put(_sidecar(shard.plan.name, "json"), json.dumps(record, indent=1).encode())
+    return {name: value for name, value in record.items() if name != "refusals"}
 
 
 class _OpenShard:
     """The state of a shard while it is written."""
 
-    def __init__(self) -> None:
-        self.offset, self.digest = 0, hashlib.sha256()
+    def __init__(self, plan: ShardPlan, listing: Listing, policy: ImagePolicy, copies: Copies | None) -> None:
+        self.plan, self.listing, self.policy, self.copies = plan, listing, policy, copies
+        self.offset, self.end, self.digest = 0, 0, hashlib.sha256()
         self.members: list[tuple[int, int, int]] = []
-        self.keys: list[str] = []
+        self.begins: list[int] = []
+        self.keys: tuple[str, str] | None = None
         self.extensions: tuple[str, ...] = ()
         self.refusals: list[tuple[str, str, str, str]] = []
-        self.notes: Counter[str] = Counter()
+        self.counts: dict[str, Counter[str]] = {name: Counter() for name in ("notes", "formats", "modes", "labels")}
 
-    def add(self, file: BinaryIO, task: ShardTask, position: int) -> None:
-        """Append the sample at ``position`` of the plan, or note why it is refused."""
-        item = int(task.plan.items[position])
-        try:
-            sample = task.reader.read(task.plan.split, item)
-        except OSError as error:
-            where = str(getattr(error, "filename", None) or f"{task.plan.split}[{item}]")
-            reason = "too_large" if error.errno == errno.EFBIG else "unreadable"
-            self.refusals.append((printable(where), reason, error.strerror or str(error), ""))
-            return
-        digest = hashlib.sha256(sample.image).hexdigest()
-        outcome = accept(sample.image, task.policy)
-        if isinstance(outcome, Refused):
-            self.refusals.append((sample.source, outcome.reason, printable(outcome.detail), digest))
-            return
-        key = f"{task.plan.first + position:09d}"
-        label = None if task.labels is None else int(task.labels[position])
-        members = sample_members(key, label, sample.source, outcome, digest, task.policy.format)
-        for extension, payload in members.items():
-            header = tar_header(f"{key}.{extension}", len(payload))
-            self.members.append((self.offset + BLOCK, len(payload), zlib.crc32(payload)))
-            self._write(file, header + payload + bytes(-len(payload) % BLOCK))
-        self.keys.append(key)
-        self.extensions = tuple(members)
-        self.notes.update(outcome.notes or ("passed",))
+    @property
+    def samples(self) -> int:
+        """Return how many samples were taken so far."""
+        return len(self.begins)
 
-    def close(self, file: BinaryIO) -> None:
-        """Write the end of the tar and bring it to the disk."""
-        end = self.offset + 2 * BLOCK
-        self._write(file, bytes(2 * BLOCK + -end % RECORD))
+    def write(self, file: BinaryIO) -> None:
+        """Write the tar and bring it to the disk."""
+        rows = self.listing.rows(self.plan.split, self.plan.items)
+        for position, row in enumerate(rows):
+            self._add(file, position, row)
+        self.end = self.offset
+        self._append(file, bytes(2 * BLOCK + -(self.offset + 2 * BLOCK) % RECORD))
         file.flush()
         os.fsync(file.fileno())
 
-    def record(self, task: ShardTask) -> dict[str, Any]:
+    def record(self, layout: Layout) -> dict[str, Any]:
         """Return the commit record."""
+        first, last = self.keys or (None, None)
         return {
             "version": FORMAT_VERSION,
-            "name": task.plan.name,
-            "layout_hash": task.layout_hash,
-            "options_hash": task.options_hash,
-            "listed": len(task.plan.items),
-            "samples": len(self.keys),
+            "name": self.plan.name,
+            "layout_hash": layout["layout_hash"],
+            "options_hash": layout["options_hash"],
+            "listed": len(self.plan.items),
+            "samples": self.samples,
             "refused": len(self.refusals),
-            "bytes": self.offset if self.keys else 0,
-            "sha256": self.digest.hexdigest() if self.keys else "",
+            "bytes": self.offset if self.samples else 0,
+            "sha256": self.digest.hexdigest() if self.samples else "",
             "members": list(self.extensions),
-            "first_key": self.keys[0] if self.keys else None,
-            "last_key": self.keys[-1] if self.keys else None,
-            "notes": dict(sorted(self.notes.items())),
+            "first_key": first,
+            "last_key": last,
+            **{name: dict(sorted(counter.items())) for name, counter in self.counts.items()},
             "refusals": self.refusals,
         }
 
-    def _write(self, file: BinaryIO, data: bytes) -> None:
+    def _add(self, file: BinaryIO, position: int, row: Row) -> None:
+        """Append the sample at ``position`` of the plan, or note why it is refused."""
+        original = self._original(position)
+        if original is not None:
+            self.refusals.append((row.source, "duplicate", f"the same bytes as {original}", ""))
+            return
+        try:
+            raw = self.listing.read(self.plan.split, row)
+        except OSError as error:
+            reason = "too_large" if error.errno == errno.EFBIG else "unreadable"
+            self.refusals.append((row.source, reason, printable(error.strerror or str(error)), ""))
+            return
+        except MemoryError:
+            self.refusals.append((row.source, "too_large", "not enough memory to read it", ""))
+            return
+        digest = hashlib.sha256(raw).hexdigest()
+        outcome = accept(raw, self.policy) if row.size in (UNKNOWN, len(raw)) else _changed(row.size, len(raw))
+        if isinstance(outcome, Refused):
+            self.refusals.append((row.source, outcome.reason, printable(outcome.detail), digest))
+            return
+        self._append_sample(file, f"{self.plan.first + position:09d}", row, outcome, digest)
+
+    def _append_sample(self, file: BinaryIO, key: str, row: Row, image: Accepted, digest: str) -> None:
+        members = sample_members(key, row.label, row.source, image, digest, self.policy.format)
+        parts, offset = list[bytes](), self.offset
+        for extension, payload in members.items():
+            padding = -len(payload) % BLOCK
+            parts += (tar_header(f"{key}.{extension}", len(payload)), payload, bytes(padding))
+            self.members.append((offset + BLOCK, len(payload), zlib.crc32(payload)))
+            offset += BLOCK + len(payload) + padding
+        self.begins.append(self.offset)
+        self._append(file, b"".join(parts))
+        self.keys = (self.keys[0] if self.keys else key, key)
+        self.extensions = tuple(members)
+        for note in image.notes or ("passed",):
+            self.counts["notes"][note] += 1
+        self.counts["formats"][image.source_format] += 1
+        self.counts["modes"][image.source_mode] += 1
+        if row.label is not None:
+            self.counts["labels"][str(row.label)] += 1
+
+    def _original(self, position: int) -> str | None:
+        """Name the image that the one at ``position`` is a copy of, where copies are dropped."""
+        found = None if self.copies is None else self.copies.original(int(self.plan.items[position]))
+        if found is None:
+            return None
+        split, item = found
+        return f"{split}: {self.listing.rows(split, np.array([item]))[0].source}"
+
+    def _append(self, file: BinaryIO, data: bytes) -> None:
         file.write(data)
         self.digest.update(data)
         self.offset += len(data)
+
+
+def _changed(listed: int, found: int) -> Refused:
+    return Refused("changed", f"{listed} bytes when listed, {found} now")
 
 
 def sample_members(key: str, label: int | None, source: str, image: Accepted, digest: str, extension: str) -> Members:
@@ -170,41 +279,3 @@ def tar_header(name: str, size: int) -> bytes:
     layout = "100s8s8s8s12s12s8s1s100s6s2s32s32s8s8s155s12x"
     checksum = sum(struct.pack(layout, *fields, b" " * 8, *tail))
     return struct.pack(layout, *fields, b"%06o\0 " % checksum, *tail)
-
-
-def write_atomic(root: Path, name: str, data: bytes) -> None:
-    """Write the file ``name`` of the set at ``root`` so that it is there as a whole or not at all."""
-    path, temporary = root / name, temporary_file(root, name)
-    if path.exists() and path.read_bytes() == data:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_path(path.parent)
-
-
-def temporary_file(root: Path, name: str) -> Path:
-    """Return where this process builds ``name``: in one folder, which the next run empties after a kill."""
-    folder = root / TEMPORARY
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{Path(name).name}.{os.getpid()}"
-
-
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into one ``DiskError`` that names the path and the room left."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM):
-            raise
-        statistics = os.statvfs(next(folder for folder in path.parents if folder.exists()))
-        room = statistics.f_bavail * statistics.f_frsize
-        reason = f"{path}: cannot write, {error.strerror} ({room:,} bytes free)"
-        raise DiskError(reason, fix="make room or choose another OUT; the same command then continues") from None

@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mpp.config import dump, resolve
+from mpp.disk import fsync_path
 from mpp.errors import CheckpointError, ConfigError, DiskError, NumericsError
 from mpp.model.vit import Vit, VitConfig
-from mpp.shards.disk import fsync_path
 
 _MANIFEST = "manifest.json"
 BACKBONE = "backbone.safetensors"

@@ -19,8 +19,8 @@ import torch
 import yaml
 
 from mpp.config import dump, read_yaml
+from mpp.disk import lock_file
 from mpp.errors import ConfigError, DiskError
-from mpp.shards.disk import lock_file
 
 FINISHED = "finished"
 

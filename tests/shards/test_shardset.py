@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from mpp.errors import DataError
-from mpp.shards.layout import ShardOptions
+from mpp.shards.options import ShardOptions
 from mpp.shards.sharding import shard_corpus
-from mpp.shards.shardset import fingerprint, open_shards, read_members, verify
+from mpp.shards.shardset import fingerprint, open_shards, read_members, split_names, verify
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def root(corpus: Callable[..., Path], tmp_path: Path) -> Path:
     """A set of 2 + 1 shards of 10, 10 and 3 samples with two classes."""
     train = [f"train/{'ab'[number % 2]}/{number}.jpg" for number in range(20)]
     source = corpus(*train, *(f"test/a/{number}.jpg" for number in range(3)))
-    shard_corpus(ShardOptions(source=str(source), out=tmp_path / "out", shard_samples=10, workers=0))
+    shard_corpus(ShardOptions(source=str(source), out=str(tmp_path / "out"), shard_samples=10, workers=0))
     return tmp_path / "out"
 
 
@@ -87,7 +87,7 @@ def test_verify_finds_one_flipped_bit_anywhere(root: Path, where: str) -> None:
     assert problems[-1] == "train/train-000000.tar: sha256 differs from its record"
     payload_hit = where in ("cls", "jpg", "json")
     assert (
-        f"train/train-000000.tar: sample 7 (key 000000007): {where} differs from its record" in problems
+        f"train/train-000000.tar: sample 7 (key 000000010): {where} differs from its record" in problems
     ) == payload_hit
 
 
@@ -117,3 +117,48 @@ def test_verify_finds_an_image_that_was_damaged_before_it_was_hashed(root: Path)
     assert path.exists() and problems == (
         "test/test-000000.tar: sample 1 (key 000000001): jpg differs from its record",
     )
+
+
+@pytest.mark.parametrize("tail", [512, 5000, 10_240])
+def test_a_tail_of_zeros_keeps_the_size_and_is_found_by_its_hash(root: Path, tail: int) -> None:
+    path = root / "train/train-000001.tar"
+    raw = path.read_bytes().rstrip(b"\0")
+    path.write_bytes(raw[:-tail] + bytes(path.stat().st_size - len(raw) + tail))
+    assert verify(root, full=False).problems == ()
+    problems = verify(root, full=True).problems
+    assert "train/train-000001.tar: sha256 differs from its record" in problems
+    assert any("sample 9" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("fault", ["empty", "missing", "unreadable", "swapped for another", "swapped for its copy"])
+def test_a_shard_that_is_not_the_recorded_one_is_named(root: Path, fault: str) -> None:
+    path, other = root / "train/train-000001.tar", root / "test/test-000000.tar"
+    if fault == "empty":
+        path.write_bytes(b"")
+    elif fault == "missing":
+        path.unlink()
+    elif fault == "unreadable":  # whoever runs this, root too
+        path.unlink()
+        path.symlink_to(path)
+    elif fault == "swapped for another":
+        path.write_bytes(other.read_bytes())
+    else:
+        path.write_bytes((root / "train/train-000000.tar").read_bytes())
+    problems = verify(root, full=True).problems
+    assert problems and all(problem.startswith("train/train-000001.tar") for problem in problems)
+    if fault != "swapped for its copy":  # that has the size of the other, so only full verification and CRCs tell
+        with pytest.raises(DataError, match=r"train-000001\.tar"):
+            open_shards(root, "train")
+
+
+def test_two_shards_of_one_name_are_found(root: Path) -> None:
+    index = json.loads((root / "index.json").read_text())
+    index["shardlist"].append(index["shardlist"][0])
+    (root / "index.json").write_text(json.dumps(index))
+    assert "1 shard names occur twice" in verify(root, full=False).problems
+
+
+def test_the_splits_are_named(root: Path, tmp_path: Path) -> None:
+    assert split_names(root) == ("test", "train")
+    with pytest.raises(DataError, match="no shards here"):
+        split_names(tmp_path / "nothing")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpp.shards.layout import ShardOptions
+from mpp.shards.options import ShardOptions
 from mpp.shards.sharding import shard_corpus
 from mpp.shards.shardset import ShardSet, open_shards
 
@@ -32,7 +32,7 @@ def write_set(root: Path, labels: str, images: int = NUM_SAMPLES, shard_samples:
         size = (16, 16) if number % 2 else (20 + number, 41 - number % 20)
         (folder / f"{number:03d}.jpg").write_bytes(image_bytes(number, size))
     options = ShardOptions(
-        source=str(root / "images"), out=root / "set", labels=labels, shard_samples=shard_samples, workers=0
+        source=str(root / "images"), out=str(root / "set"), labels=labels, shard_samples=shard_samples, workers=0
     )
     shard_corpus(options)
     return open_shards(root / "set", "train")

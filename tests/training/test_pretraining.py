@@ -193,11 +193,11 @@ def test_a_resume_on_other_shards_or_settings_is_refused(undisturbed: Path, tiny
 
 
 def test_classification_without_labels_is_refused(tiny_shards: Path, tmp_path: Path) -> None:
-    from mpp.shards.layout import ShardOptions
+    from mpp.shards.options import ShardOptions
     from mpp.shards.sharding import shard_corpus
 
     images = tiny_shards.parent / "images"
-    shard_corpus(ShardOptions(source=str(images), out=tmp_path / "bare", labels="none", workers=0))
+    shard_corpus(ShardOptions(source=str(images), out=str(tmp_path / "bare"), labels="none", workers=0))
     with pytest.raises(DataError, match="no labels"):
         pretrain(settings(tmp_path / "bare", tmp_path / "run", task={"kind": "classification"}))
     assert not (tmp_path / "run").exists()

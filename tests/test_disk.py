@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mpp.shards.disk import fsync_path, lock_file
+from mpp.disk import fsync_path, lock_file
 
 
 def test_a_lock_is_held_while_its_file_is_open(tmp_path: Path) -> None:

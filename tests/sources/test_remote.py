@@ -1,0 +1,176 @@
+"""URLs are read with patience and within bounds, and errors show nothing that is secret."""
+
+import errno
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from mpp.errors import ConfigError
+from mpp.sources import files, remote
+from mpp.sources.remote import TRIES, check_scheme, read_url, redact, scheme_of
+
+IMAGE = bytes(range(256)) * 1000
+
+
+class Server(ThreadingHTTPServer):
+    """A loopback server whose paths misbehave; it notes what was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.asked: list[str] = []
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    """``/busy`` is well at the third try; the others never are, or always."""
+
+    def do_GET(self) -> None:
+        assert isinstance(self.server, Server)
+        path = self.path.partition("?")[0]
+        self.server.asked.append(path)
+        tries = self.server.asked.count(path)
+        if path == "/busy" and tries < 3:
+            self._answer(503, b"try later", len(b"try later"))
+        elif path == "/cut" and tries < 3:
+            self._answer(200, IMAGE[:1000], len(IMAGE))
+            self.connection.shutdown(socket.SHUT_RDWR)
+        elif path == "/always-cut":
+            self._answer(200, IMAGE[:1000], len(IMAGE))
+        elif path == "/missing":
+            self._answer(404, b"<html>there is no such image</html>", 35)
+        elif path == "/forbidden":
+            self._answer(403, b"no", 2)
+        elif path == "/limited":
+            self._answer(429, b"slow down", 9)
+        elif path == "/moved":
+            self.send_response(302)
+            self.send_header("Location", "/image.jpg")
+            self.end_headers()
+        elif path == "/login":
+            self._answer(200, b"<html>please log in</html>", 26)
+        elif path == "/stall":
+            self._answer(200, IMAGE[:10], len(IMAGE))
+            self.server.stop.wait(10)
+        else:
+            self._answer(200, IMAGE, len(IMAGE))
+
+    def _answer(self, status: int, body: bytes, length: int) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+        self.wfile.write(body)
+        self.wfile.flush()
+        self.close_connection = True
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(remote, "FIRST_PAUSE", 0.01)
+    with Server() as server:
+        server.stop = threading.Event()
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.stop.set()
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(("path", "tries"), [("image.jpg", 1), ("busy", 3), ("cut", 3), ("moved", 1)])
+def test_an_image_is_tried_for_until_it_comes_whole(server: Server, path: str, tries: int) -> None:
+    assert read_url(f"http://{server.address}/{path}") == IMAGE
+    assert server.asked.count(f"/{path}") == tries
+
+
+@pytest.mark.parametrize(
+    ("path", "tries", "message"),
+    [
+        ("missing", 1, r"status 404, 35 of 35 bytes came, which start with b'<html>there is"),
+        ("forbidden", 1, r"status 403, 2 of 2 bytes came"),
+        ("limited", TRIES, rf"status 429, .* \({TRIES} tries\)"),
+        ("always-cut", TRIES, r"cut off, 1000 of 256000 bytes came, which start with .* \(4 tries\)"),
+    ],
+)
+def test_what_does_not_come_is_an_error_with_status_and_first_bytes(
+    server: Server, path: str, tries: int, message: str
+) -> None:
+    with pytest.raises(OSError, match=message) as caught:
+        read_url(f"http://me:sesame@{server.address}/{path}?token=sesame&size=3")
+    assert f"http://{server.address}/{path}?token=...&size=3: " in str(caught.value)
+    assert "sesame" not in str(caught.value)
+    assert server.asked.count(f"/{path}") == tries
+
+
+def test_a_page_in_place_of_an_image_is_for_the_image_policy_to_refuse(server: Server) -> None:
+    assert read_url(f"http://{server.address}/login") == b"<html>please log in</html>"
+
+
+def test_a_server_that_stalls_or_is_gone_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "SECONDS", 0.2)
+    monkeypatch.setattr(remote, "TRIES", 2)
+    with pytest.raises(OSError, match=r"/stall: \w*TimeoutError \(2 tries\)"):
+        read_url(f"http://{server.address}/stall")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        with pytest.raises(OSError, match=r"/x\.jpg: ClientConnector\w*Error \(2 tries\)"):
+            read_url(f"http://127.0.0.1:{unused.getsockname()[1]}/x.jpg")
+
+
+def test_more_bytes_than_allowed_are_not_read(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(files, "MAX_FILE_BYTES", 1000)
+    with pytest.raises(OSError) as caught:
+        read_url(f"http://{server.address}/image.jpg")
+    assert caught.value.errno == errno.EFBIG and server.asked == ["/image.jpg"]
+
+
+def test_files_and_stores_are_read_through_the_same_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ü 1.jpg").write_bytes(IMAGE)
+    assert read_url(f"file://{tmp_path}/ü%201.jpg") == IMAGE
+    with pytest.raises(FileNotFoundError, match=r"file:///nowhere/1\.jpg: FileNotFoundError$"):
+        read_url("file:///nowhere/1.jpg")
+    fsspec.filesystem("memory").pipe("/bucket/1.jpg", IMAGE)
+    assert read_url("memory://bucket/1.jpg") == IMAGE
+    with pytest.raises(OSError, match=r"memory://bucket/2\.jpg: FileNotFoundError$"):
+        read_url("memory://bucket/2.jpg")
+
+
+def test_schemes_are_told_from_local_paths() -> None:
+    local = ["a.jpg", "a:b.jpg", "/x/y://z", "12:30.jpg", "C:\\x.jpg"]
+    assert [scheme_of(path) for path in local] == [None] * len(local)
+    remote_ones = ["S3://b/x", "pipe:cat x", "Pipe:x", "simplecache::s3://b/x", "hf://x"]
+    assert [scheme_of(url) for url in remote_ones] == ["s3", "pipe", "pipe", "simplecache::s3", "hf"]
+
+
+@pytest.mark.parametrize("scheme", ["pipe", "simplecache::s3", "zip", "memory", "ssh", ""])
+def test_schemes_that_are_not_read_are_refused(scheme: str) -> None:
+    with pytest.raises(ConfigError, match="is not read; known are s3://"):
+        check_scheme(scheme)
+
+
+def test_a_scheme_whose_package_is_missing_is_named_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(scheme: str) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec, "get_filesystem_class", missing)
+    with pytest.raises(ConfigError, match=r"s3:// cannot be read: Install s3fs(.|\n)*pip install s3fs"):
+        check_scheme("s3")
+
+
+def test_what_is_shown_of_a_url_holds_no_secret() -> None:
+    assert redact("https://me:pw@host:80/a/b.jpg?X-Amz-Signature=ab&v=1&apikey=c#t") == (
+        "https://host:80/a/b.jpg?X-Amz-Signature=...&v=1&apikey=..."
+    )
+    assert redact("s3://bucket/a b.jpg") == "s3://bucket/a b.jpg"
+    assert redact("https://h/\x1b[2J") == "https://h/\\x1b[2J"
