@@ -1,5 +1,6 @@
 """``mpp-shard`` on real images, and its answers to bad command lines."""
 
+import io
 import resource
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mpp.shard import main
 from mpp.shards.shardset import open_shards, verify
@@ -82,3 +84,31 @@ def test_help_is_quick_and_without_torch() -> None:
     assert time.monotonic() - begin < 2  # 0.2 s on an idle machine; 0.5 s is the promise
     assert "max_refused" in output
     assert not {"'torch'", "'datasets'", "'PIL'", "'pyarrow'"} & set(output.splitlines()[-1].strip("[]").split(", "))
+
+
+def test_a_list_on_standard_input_is_a_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (9, 9)).save(tmp_path / "a b.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a b.png\n")))
+    assert main(["-", "out", "workers=0"]) == 0
+    assert open_shards("out", "train").samples == 1
+
+
+def test_the_parts_are_words_before_their_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        Image.new("RGB", (9, 9), (number, 0, 0)).save(tmp_path / "images" / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "out"]) == 3 and "fix: mpp-shard plan SOURCE out" in capsys.readouterr().err
+    assert main(["plan", "images", "out", "shard_samples=1"]) == 0
+    for words in (["--task", "1/2"], ["--task=0/2"]):
+        assert main(["run", "out", *words, "workers=0"]) == 0
+    assert main(["finalize", "out"]) == 0
+    capsys.readouterr()
+    assert main(["status", "out"]) == 0 and "complete" in capsys.readouterr().out
+    assert main(["run", "out", "--task", "2/2"]) == 2 and "the parts of 2 are 0 to 1" in capsys.readouterr().err
+    assert main(["run", "out", "--tsk", "2/2"]) == 2

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 
@@ -44,16 +45,19 @@ def test_processes_give_the_bytes_of_one(corpus: Corpus, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_and_continued_the_bytes_are_the_same(corpus: Corpus, tmp_path: Path) -> None:
-    source, out = corpus(*images(400)), tmp_path / "out"
-    (source / "bad.jpg").write_bytes(b"no image")
+def test_killed_twenty_times_and_continued_the_bytes_are_the_same(corpus: Corpus, tmp_path: Path) -> None:
+    source, out = corpus(*images(600)), tmp_path / "out"
+    (source / "a/bad.jpg").write_bytes(b"no image")
     command = [sys.executable, "-m", "mpp.shard", str(source), str(out), "shard_samples=10", "workers=2"]
-    for delay in (0.0, 0.005, 0.02, 0.04):
+    random = np.random.default_rng(0)
+    for attempt in range(20):
         done = len(list(out.glob(".mpp/train/*.json")))
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-            while process.poll() is None and len(list(out.glob(".mpp/train/*.json"))) <= done:
-                time.sleep(0.002)
-            time.sleep(delay)
+            # one half anywhere, from its start on; the other half in the middle of writing shards
+            until = time.monotonic() + (random.uniform(0, 1.5) if attempt % 2 else 60)
+            while time.monotonic() < until and len(list(out.glob(".mpp/train/*.json"))) <= done:
+                time.sleep(0.001)
+            time.sleep(random.uniform(0, 0.02))
             process.send_signal(signal.SIGKILL)
         assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
         assert not (out / "index.json").exists()
