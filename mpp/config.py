@@ -55,7 +55,9 @@ def parse(cls: type[T], argv: Sequence[str], *, prog: str, about: str, positiona
         elif word == "--config" or word.startswith("--config="):
             files.append(word.partition("=")[2] or (words.pop(0) if words else ""))
         elif word.startswith("-") and word != "-":
-            raise ConfigError(f"{prog}: unknown option {word}", fix=f"{prog} --help")
+            name = word.lstrip("-").partition("=")[0].replace("-", "_")
+            fix = f"{name}=VALUE" if name in _fields(cls) else f"{prog} --help"
+            raise ConfigError(f"{prog}: unknown option {word}", fix=fix)
         elif "=" in word and "/" not in word.partition("=")[0]:
             overrides.append(word)
         elif free:
@@ -111,13 +113,13 @@ def read_yaml(file: Path) -> Tree:
     try:
         tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_PlainLoader)
     except OSError as error:
-        raise ConfigError(f"--config {file}: {error.strerror or error}") from None
+        raise ConfigError(f"{file}: {error.strerror or error}", fix="name a YAML file that can be read") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {file} is not plain YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{file} is not plain YAML: {' '.join(str(error).split())}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"--config {file} holds a {type(tree).__name__}, expected a mapping of settings")
+        raise ConfigError(f"{file} holds a {type(tree).__name__}, expected a mapping of settings")
     return tree
 
 
@@ -137,12 +139,20 @@ def describe(cls: type, *, prog: str, about: str, positional: Sequence[str] = ()
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without tags that build objects and without aliases (which can grow without bound)."""
+    """YAML without tags that build objects, aliases (which can grow without bound) and keys given twice."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not allowed")
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep=deep)
+        if len(mapping) < len(node.value):
+            keys = [key.value for key, _ in node.value]
+            double = next(key for key in keys if keys.count(key) > 1)
+            raise yaml.constructor.ConstructorError(None, None, f"the key {double} is given twice", node.start_mark)
+        return mapping
 
 
 def _parse_override(word: str) -> Tree:
@@ -239,6 +249,8 @@ def _explain(cls: type, detail: Any) -> str:
     value = detail.get("input")
     if kinds and not isinstance(value, Mapping):
         return f"{key}: got {value!r}; write {key}.kind=..., one of {', '.join(kinds)}"
+    if detail["type"] in ("tuple_type", "list_type"):
+        return f"{key}: a list is written [A, B] (got {value!r})"
     shown = "" if isinstance(value, Mapping) or dataclasses.is_dataclass(value) else f" (got {value!r})"
     return f"{key or 'settings'}: {detail['msg']}{shown}"
 

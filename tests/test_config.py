@@ -145,6 +145,7 @@ def test_an_unknown_key_is_told_with_the_nearest_one(word: str, line: str) -> No
         ("clip=.inf", "clip", "finite"),
         ("clip=.nan", "clip", "finite"),
         ("seeds=[0, x]", "seeds.1", "(got 'x')"),
+        ("seeds=3", "seeds", "a list is written [A, B] (got 3)"),
         ("model=3", "model", "(got 3)"),
         ("model.width=[1]", "model.width", "(got [1])"),
         ("optimizer.kind=lion", "optimizer.kind", "'lion' is unknown; one of sgd, adam"),
@@ -181,13 +182,14 @@ def test_every_mistake_is_told_at_once() -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--steps", "3"), "unknown option --steps"),
+        (("--steps", "3"), "unknown option --steps\n  fix: steps=VALUE"),
+        (("--stps=3",), "unknown option --stps=3\n  fix: mpp try --help"),
         (("run",), "unexpected argument 'run'; settings are written key=value"),
         (("out={a: ]",), "out={a: ]: the value is not plain YAML"),
         (("out=!!python/name:os.system",), "not plain YAML"),
         (("out=[&a 1, *a]",), "aliases (*name) are not allowed"),
-        (("--config",), "--config"),
-        (("--config", "missing.yaml"), "--config missing.yaml: No such file or directory"),
+        (("--config",), "fix: name a YAML file"),
+        (("--config", "missing.yaml"), "missing.yaml: No such file or directory\n  fix: name a YAML file"),
     ],
 )
 def test_a_word_that_is_no_setting_is_told(words: tuple[str, ...], told: str) -> None:
@@ -202,12 +204,13 @@ def test_a_word_that_is_no_setting_is_told(words: tuple[str, ...], told: str) ->
         ("- 1\n- 2", "holds a list, expected a mapping of settings"),
         ("out: [", "is not plain YAML"),
         ("out: \x00", "is not plain YAML"),
+        ("out: a\nsteps: 3\nout: b", "the key out is given twice"),
     ],
 )
 def test_a_file_that_is_no_plain_mapping_is_refused(text: str, told: str, write: Callable[[str], str]) -> None:
     file = write(text)
     message = _message(lambda: read_yaml(Path(file)))
-    assert f"--config {file}" in message and told in message and len(message.splitlines()) == 1
+    assert file in message and told in message and len(message.splitlines()) == 1
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
