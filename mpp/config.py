@@ -148,9 +148,9 @@ class _PlainLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         mapping = super().construct_mapping(node, deep=deep)
-        if len(mapping) < len(node.value):
-            keys = [key.value for key, _ in node.value]
-            double = next(key for key in keys if keys.count(key) > 1)
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        double = next((key for key in keys if keys.count(key) > 1), None)
+        if double is not None:
             raise yaml.constructor.ConstructorError(None, None, f"the key {double} is given twice", node.start_mark)
         return mapping
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from mpp.config import parse
 from mpp.errors import exit_code_of
-from mpp.shards.options import FinalizeOptions, RunOptions, ShardOptions, StatusOptions
+from mpp.shards.options import FinalizeOptions, PlanOptions, RunOptions, ShardOptions, StatusOptions
 
 ABOUT = """
 Write the images of SOURCE as tar shards into OUT. Killed at any moment, the same command continues and ends with
@@ -41,7 +41,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 PARTS: dict[str, tuple[type[Any], tuple[str, ...], str]] = {
-    "plan": (ShardOptions, ("source", "out"), "List the images of SOURCE and cut the layout of their shards into OUT."),
+    "plan": (PlanOptions, ("source", "out"), "List the images of SOURCE and cut the layout of their shards into OUT."),
     "run": (RunOptions, ("out",), "Write the planned shards of OUT that are missing, or a part: --task I/N."),
     "finalize": (FinalizeOptions, ("out",), "Write what readers of the set at OUT need, once all shards are written."),
     "status": (StatusOptions, ("out",), "Say how far the writing of OUT is."),

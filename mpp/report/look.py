@@ -4,7 +4,6 @@ Counts come from the commit records and are exact; sizes, shapes and pictures co
 that is bounded whatever the size of the set.
 """
 
-import json
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from mpp.report.balance import balance, class_name
 from mpp.report.histograms import Histogram, of_aspects, of_sizes, show_bytes, show_count
 from mpp.report.samples import Sample, picture, sample_split, spread
 from mpp.report.tallies import bars, read_reasons, read_tallies
-from mpp.shards.shardset import INDEX, ShardSet, open_shards
+from mpp.shards.shardset import ShardSet, open_shards, split_names
 from mpp.sources.files import printable
 
 MARK = '<!doctype html>\n<meta name="generator" content="mpp look">\n'  # how every page begins
@@ -110,11 +109,8 @@ def _check_page(page: Path) -> None:
 
 def _open_splits(root: Path) -> list[ShardSet]:
     """Open every split, the largest first."""
-    try:
-        names = json.loads((root / INDEX).read_text(encoding="utf-8"))["splits"]
-    except (OSError, ValueError, KeyError, TypeError):
-        names = ["train"]  # opening it says what is wrong
-    return sorted((open_shards(root, name) for name in names), key=lambda shards: (-shards.samples, shards.split))
+    sets = [open_shards(root, name) for name in split_names(root)]
+    return sorted(sets, key=lambda shards: (-shards.samples, shards.split))
 
 
 def _template() -> jinja2.Template:

@@ -3,8 +3,6 @@
 import base64
 import io
 import json
-import os
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mpp.errors import DataError
-from mpp.shards.shardset import ShardSet, read_members
+from mpp.shards.shardset import ShardSet, read_members, read_payload
 
 MOST_SHARDS = 256  # shards of a split that samples are taken from
 LARGEST = 100_000_000  # pixels; larger images are not decoded to be drawn small
@@ -88,9 +85,4 @@ def _read_rows(shards: ShardSet, number: int, rows: Ints) -> Iterator[Sample]:
 
 
 def _payload(descriptor: int, tar: Path, member: Member) -> bytes:
-    """Read one member; raise ``DataError`` where the bytes are not those that were written."""
-    offset, size, crc32 = member
-    payload = os.pread(descriptor, size, offset)
-    if len(payload) != size or zlib.crc32(payload) != crc32:
-        raise DataError(f"{tar}: the member at byte {offset} is damaged", fix=f"mpp verify {tar.parents[1]} full=true")
-    return payload
+    return read_payload(descriptor, member, f"{tar.parent.name}/{tar.name}: a member", tar.parents[1])

@@ -1,12 +1,13 @@
 """Exact duplicates: which listed images have the very bytes of one that stands before them.
 
-The order is that of the whole set: splits by name, the images of a split by their number in the listing. The first
-of equal images stays, so a copy of a ``test`` image is dropped from ``train`` and never the other way round.
+The order is that of the whole set: splits by name, train last, the images of a split by their number in the listing.
+The first of equal images stays, so a copy of a test or validation image is dropped from train, never the other way
+round.
 """
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -117,7 +118,7 @@ def hash_items(task: HashTask) -> Digests:
     for item, row in zip(task.items.tolist(), listing.rows(task.split, task.items), strict=True):
         try:
             image = listing.read(task.split, row)
-        except OSError:  # the writer will meet it again and say why
+        except (OSError, MemoryError):  # the writer will meet it again and say why
             continue
         if image:
             items.append(item)
@@ -156,10 +157,15 @@ def by_split(copies: Int64s, originals: Int64s, sizes: Mapping[str, Int64s]) -> 
     }
 
 
+def _in_order(splits: Iterable[str]) -> list[str]:
+    """Return the splits by name, but train last: what tests a model keeps its images."""
+    return sorted(splits, key=lambda split: (split == "train", split))
+
+
 def _starts(sizes: Mapping[str, Int64s]) -> dict[str, int]:
-    """Return the number in the whole set of the first image of each split, splits by name."""
+    """Return the number in the whole set of the first image of each split."""
     starts, start = {}, 0
-    for split in sorted(sizes):
+    for split in _in_order(sizes):
         starts[split] = start
         start += len(sizes[split])
     return starts
@@ -175,7 +181,7 @@ def duplicates_table(found: Mapping[str, Copies]) -> bytes:
     schema = pyarrow.schema(list(types.items()))
     target = io.BytesIO()
     with pyarrow.parquet.ParquetWriter(target, schema) as writer:
-        for number, split in enumerate(sorted(found)):
+        for number, split in enumerate(_in_order(found)):
             copies = found[split]
             codes = np.full(len(copies.items), number), copies.original_splits
             owns, others = (pyarrow.DictionaryArray.from_arrays(code.astype(np.int32), copies.splits) for code in codes)

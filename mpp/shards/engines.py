@@ -6,8 +6,10 @@ engine yields results as they come; left early, it ends what it has begun.
 
 import importlib
 import logging
+import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -37,21 +39,30 @@ def run_tasks(function: Callable[[Task], Result], tasks: Sequence[Task], workers
     """Yield ``function(task)`` for every task, as they finish.
 
     ``workers`` processes of this machine do it (None: one a CPU), or this one where it is 0. Raises what ``function``
-    raises, ``DataError`` where a process is killed, ``Stopped`` on Ctrl-C.
+    raises, ``DataError`` where a process is killed, ``Stopped`` on Ctrl-C and SIGTERM.
     """
-    workers = min((os.cpu_count() or 1) if workers is None else workers, len(tasks))
+    workers = min(_usable_cpus() if workers is None else workers, len(tasks))
     with _stoppable():
         if workers == 0:
             yield from map(function, tasks)
             return
+        others = set(multiprocessing.active_children())
         with ProcessPoolExecutor(workers, worker_context(), initializer=_start_worker) as pool:
             try:
                 yield from _drain(pool, function, iter(tasks), AHEAD * workers)
             except BrokenProcessPool:
                 message = "a worker process was killed, by the system or for memory"
                 raise DataError(message, fix="fewer workers") from None
-            finally:
+            except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
+                for worker in set(multiprocessing.active_children()) - others:
+                    worker.kill()  # what it has begun is begun again some day, and gives the same
+                raise
+
+
+def _usable_cpus() -> int:
+    """Return the CPUs that this process may use, which a cluster limits."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _drain(
@@ -269,10 +280,20 @@ Engine = Annotated[Slurm | Ray, Field(discriminator="kind")]
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
+    """Turn Ctrl-C and SIGTERM into ``Stopped``."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    catches = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, stop) if catches else None
     try:
         yield
     except KeyboardInterrupt:
         raise Stopped("interrupted; what is finished is kept, the same command continues") from None
+    finally:
+        if catches:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _extra(module: str, extra: str) -> Any:

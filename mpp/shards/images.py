@@ -7,17 +7,26 @@ pass byte for byte. Plain JPEGs take a fast road, everything else goes through P
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mpp.errors import ConfigError
-from mpp.shards.jpeg import MAX_SCANS, JpegHeader, Size, load_torch, read_header, shrink, silent, strip_metadata
+from mpp.shards.colors import Unsupported, to_rgb
+from mpp.shards.jpeg import (
+    MAX_SCANS,
+    JpegHeader,
+    Size,
+    count_scans,
+    read_header,
+    strip_metadata,
+    without_end,
+)
 from mpp.shards.memory import (
+    COPIES,
     SLACK,
     WEBP,
     jpeg_memory_needed,
@@ -27,6 +36,7 @@ from mpp.shards.memory import (
     memory_needed,
     webp_canvas,
 )
+from mpp.shards.shrinking import load_torch, shrink, silent
 from mpp.sources.files import has_signature
 
 # A closed list: some of Pillow's other decoders run programs (EPS), or cannot tell their format from noise (TGA).
@@ -43,7 +53,7 @@ UPRIGHT = {
 PROGRAMS = ("EPS",)  # Pillow hands these to another program
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")  # the pages of a TIFF and the views of an MPO are no animation
 COMPLAINTS = logging.getLogger("PIL.TiffImagePlugin")  # it alone logs errors beside raising them
-STRIP_PIXELS = 2**18  # pixels that are converted at a time
+JPEG_SIDE = 65_500  # pixels; libjpeg writes no longer ones
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,11 @@ class ImagePolicy:
             known = ", ".join(sorted(set(Image.OPEN) - {*FORMATS, *PROGRAMS}))
             raise ConfigError(f"formats: {unknown[0]!r} cannot be allowed", fix=f"choose among {known}")
 
+    @property
+    def max_bytes(self) -> int:
+        """Return the size of the largest file that is looked at, bytes."""
+        return memory_allowed(self.max_pixels) // COPIES
+
 
 @dataclass(frozen=True)
 class Accepted:
@@ -108,10 +123,13 @@ class _Refusal(Exception):
 
 def accept(raw: bytes, policy: ImagePolicy) -> Accepted | Refused:
     """Turn the bytes of one source image into the bytes to store, or say why not; never raises for bad bytes."""
-    if not raw:
-        return Refused("empty", "0 bytes")
+    refused = refused_by_bytes(len(raw), policy)
+    if refused is not None:
+        return refused
     try:
         header = read_header(raw)
+        if header is not None and not header.whole:
+            raise _Refusal("truncated", "the last scans are missing")
         quick = fast_road(raw, header, policy)
         if quick is not None:
             return quick
@@ -119,6 +137,8 @@ def accept(raw: bytes, policy: ImagePolicy) -> Accepted | Refused:
             return pillow_road(raw, header, policy)
     except _Refusal as refusal:
         return Refused(*refusal.args)
+    except Unsupported as error:
+        return Refused("unsupported", str(error))
     except MemoryError:
         return Refused("too_large", "not enough memory to decode")
     except Image.DecompressionBombError as error:
@@ -126,6 +146,15 @@ def accept(raw: bytes, policy: ImagePolicy) -> Accepted | Refused:
     except Exception as error:  # decoders raise whatever their parsing trips over: see the policy table
         detail = f"{type(error).__name__}: {error}"
         return Refused("truncated" if "truncated" in detail.lower() else "corrupt", detail[:200])
+
+
+def refused_by_bytes(size: int, policy: ImagePolicy) -> Refused | None:
+    """Refuse a file of ``size`` bytes that need not be read for it; None for others and where -1 says "unknown"."""
+    if size == 0:
+        return Refused("empty", "0 bytes")
+    if size > policy.max_bytes:
+        return Refused("too_large", f"{size} bytes, at most {policy.max_bytes}")
+    return None
 
 
 def prepare_worker(policy: ImagePolicy) -> None:
@@ -142,20 +171,24 @@ def fast_road(raw: bytes, header: JpegHeader | None, policy: ImagePolicy) -> Acc
     _check_size(header.size, policy)
     _check_memory(jpeg_memory_needed(len(raw), header), policy)
     mode = "RGB" if header.components == 3 else "L"
-    if policy.resize is not None and min(header.size) > policy.resize:
-        size = _shorter_side(header.size, policy.resize)
+    size = _stored_size(header.size, policy)
+    if size != header.size:
         stored = shrink(raw, size, policy.quality)
         notes = ("resized", "encoded_jpg") if mode == "RGB" else ("mode_L", "resized", "encoded_jpg")
         return None if stored is None else Accepted(stored, size, header.size, notes, "JPEG", mode)
     if mode == "L":
         return None
     if policy.check == "decode":
-        # an eighth of the size, gray: all data are read and checked, but few pixels computed
         with _quiet(policy.max_pixels):
-            opened = Image.open(io.BytesIO(raw), formats=("JPEG",))
-            opened.draft("L", (1, 1))
-            opened.load()
+            _read_all(raw, header)
     return _passed(raw, header)
+
+
+def _read_all(raw: bytes, header: JpegHeader) -> None:
+    """Decode a JPEG at an eighth of its size, in gray: all data are read and checked, but few pixels computed."""
+    opened = Image.open(io.BytesIO(without_end(raw, header)), formats=("JPEG",))
+    opened.draft("L", (1, 1))
+    opened.load()
 
 
 def pillow_road(raw: bytes, header: JpegHeader | None, policy: ImagePolicy) -> Accepted:
@@ -169,24 +202,28 @@ def pillow_road(raw: bytes, header: JpegHeader | None, policy: ImagePolicy) -> A
     _check_size(original, policy)
     need = memory_needed(len(raw), opened)
     _check_memory(need, policy)
-    if format in ("JPEG", "MPO") and raw.count(b"\xff\xda") > MAX_SCANS:
-        raise _Refusal("too_large", f"more than {MAX_SCANS} scans")
-    if format == "PNG":
+    if format in ("JPEG", "MPO"):
+        if count_scans(raw) > MAX_SCANS:
+            raise _Refusal("too_large", f"more than {MAX_SCANS} scans")
+        if header is not None:
+            opened = _open(without_end(raw, header), policy)
+    elif format == "PNG":
         opened.verify()  # checks every CRC, which decoding does not
         opened = _open(raw, policy)
     with memory_errors(need), silent() if format == "TIFF" else nullcontext():  # libtiff prints what it trips over
         opened.load()
     mode, orientation = opened.mode, _orientation(opened)
-    image, conversions = _to_rgb(opened, policy.background)
+    image, conversions = to_rgb(opened, policy.background)
     del opened  # decoders keep buffers
     notes += conversions
     if orientation in UPRIGHT:
         image = image.transpose(UPRIGHT[orientation])
         notes.append("upright")
-    if policy.resize is not None and min(image.size) > policy.resize:
-        image = image.resize(_shorter_side(image.size, policy.resize), Image.Resampling.LANCZOS)
+    size = _stored_size(image.size, policy)
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.LANCZOS)
         notes.append("resized")
-    if policy.format == "jpg" and format == "JPEG" and header is not None and not notes:
+    if policy.format == "jpg" and format == "JPEG" and header is not None and header.huffman and not notes:
         return _passed(raw, header)
     notes.append(f"encoded_{policy.format}")
     return Accepted(_encode(image, policy), image.size, original, tuple(notes), format, mode)
@@ -237,6 +274,8 @@ def _check_size(size: Size, policy: ImagePolicy) -> None:
         raise _Refusal("too_small", f"{width}x{height}, shorter side at least {policy.min_side}")
     if max(size) > policy.max_aspect * min(size):
         raise _Refusal("aspect", f"{width}x{height}, at most {policy.max_aspect:g} to 1")
+    if policy.format == "jpg" and max(_stored_size(size, policy)) > JPEG_SIDE:
+        raise _Refusal("too_large", f"{width}x{height}, longer side of a JPEG at most {JPEG_SIDE}")
 
 
 def _check_memory(need: float, policy: ImagePolicy) -> None:
@@ -254,54 +293,13 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> tuple[Image.Image, list[str]]:
-    """Return an RGB image and the name of the conversion, if one was needed."""
-    mode = image.mode
-    if mode == "RGB" and "transparency" not in image.info:
-        return image, []
-    if mode.startswith("I"):
-        return _in_strips(image, _gray_scaler(image)), [f"mode_{mode}"]
-    if mode in ("F", "LAB"):
-        raise _Refusal("unsupported", f"mode {mode} has no agreed way to RGB")
-    if mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-        return _in_strips(image, lambda strip: _composited(strip, background)), [f"alpha_{mode}"]
-    return image.convert("RGB"), [f"mode_{mode}"]
-
-
-def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Convert an image to RGB piece by piece: the steps between need memory for one piece only."""
-    result = Image.new("RGB", image.size)
-    rows = max(1, STRIP_PIXELS // image.width)
-    for top in range(0, image.height, rows):
-        result.paste(convert(image.crop((0, top, image.width, min(top + rows, image.height)))), (0, top))
-    return result
-
-
-def _composited(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    return Image.alpha_composite(Image.new("RGBA", image.size, background), image.convert("RGBA")).convert("RGB")
-
-
-def _gray_scaler(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
-    """Return what scales deep gray to 8 bits by the depth that ``image`` declares; Pillow clips it to white."""
-    bits = 16
-    if image.format == "TIFF":
-        declared: Any = image.tag_v2.get(258, (16,))  # type: ignore[attr-defined]  # BitsPerSample
-        bits = int(declared[0])
-        if image.tag_v2.get(339, (1,))[0] == 2:  # type: ignore[attr-defined]  # SampleFormat: signed
-            bits -= 1
-    factor = 255.0 / (2.0**bits - 1.0)
-
-    def scale(strip: Image.Image) -> Image.Image:
-        pixels = np.asarray(strip).astype(np.float32)
-        return Image.fromarray(np.clip(pixels * factor + 0.5, 0, 255).astype(np.uint8)).convert("RGB")
-
-    return scale
-
-
-def _shorter_side(size: Size, side: int) -> Size:
+def _stored_size(size: Size, policy: ImagePolicy) -> Size:
+    """Return the (width, height) that an image gets; only the shorter side of larger ones is made ``resize``."""
+    if policy.resize is None or min(size) <= policy.resize:
+        return size
     width, height = size
-    scale = side / min(size)
-    return max(side, round(width * scale)), max(side, round(height * scale))
+    scale = policy.resize / min(size)
+    return max(policy.resize, round(width * scale)), max(policy.resize, round(height * scale))
 
 
 def _encode(image: Image.Image, policy: ImagePolicy) -> bytes:

@@ -7,6 +7,7 @@ source, label, corpus) and ``SPLIT.sizes`` (int64). Writing and reading need mem
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from mpp.sources.entries import Corpus, Entry, Label
 ROWS = 4096  # of a record batch
 FOLDER = f"{RECORDS}/listing"
 SUMMARY = "listing.json"
+OWN_FOLDERS = ("failed", "layout", "listing", "lock", "spool", "tmp")  # in RECORDS, where each split has one too
 
 
 class Row(NamedTuple):
@@ -100,11 +102,18 @@ class _Labels:
         if not self.labelled:
             return None, ""
         if self.without is not None:
-            return None, f" ({self.labelled:,} images have one, but {self.without} has none)"
-        if known is not None and all(isinstance(code, str) for code in self.codes):
+            return (
+                None,
+                f" ({self.labelled:,} images have one, but {self.without} has none: labels=... makes that an error)",
+            )
+        if known is not None and all(code in known for code in self.codes):
             return known, ""
         if all(isinstance(code, int) for code in self.codes):
-            return tuple(str(number) for number in range(max(int(code) for code in self.codes) + 1)), ""
+            most = max(int(code) for code in self.codes)
+            if most > 1000 + 10 * len(self.codes):
+                what = f"labels go up to {most}, but there are {len(self.codes)} different ones"
+                raise DataError(f"{what}: these are no numbers of classes", fix="labels=none, or a column of names")
+            return tuple(str(number) for number in range(most + 1)), ""
         if not all(isinstance(code, str) for code in self.codes):
             raise ConfigError(
                 "some labels are names and some are numbers", fix="labels=none, or name the classes alike"
@@ -128,7 +137,7 @@ def write_listing(folder: Path, corpora: Sequence[Corpus], *, auto_labels: bool,
     ``auto_labels`` says that nobody asked for labels: one class alone is none then. ``keep`` chooses among the
     images. Raises ``ConfigError`` or ``DataError`` for sources that cannot be listed or labels that do not fit.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # places may hold URLs with secrets
     writers: dict[str, _SplitWriter] = {}
     labels, counts = _Labels(), dict[str, list[int]]()
     try:
@@ -140,6 +149,7 @@ def write_listing(folder: Path, corpora: Sequence[Corpus], *, auto_labels: bool,
                 if keep is not None and not keep(number, entry.split, seen[number] - 1):
                     continue
                 if entry.split not in writers:
+                    _check_split(entry)
                     writers[entry.split] = _SplitWriter(folder, entry.split)
                 label = labels.code(entry, _named(entry, names))
                 writers[entry.split].add(entry, label, number)
@@ -162,6 +172,14 @@ def write_listing(folder: Path, corpora: Sequence[Corpus], *, auto_labels: bool,
     }
     (folder / SUMMARY).write_text(json.dumps(summary))
     return Listing(folder)
+
+
+def _check_split(entry: Entry) -> None:
+    """Raise ``DataError`` for a split that cannot be a folder beside our own."""
+    if entry.split in OWN_FOLDERS or not re.fullmatch(r"[A-Za-z0-9][\w-]*", entry.split, re.ASCII):
+        raise DataError(
+            f"{entry.source}: the split cannot be called {entry.split!r}", fix="train, validation, test, ..."
+        )
 
 
 def _named(entry: Entry, names: tuple[str, ...] | None) -> Label:
@@ -220,15 +238,15 @@ class Listing:
     def rows(self, split: str, items: Int64s) -> list[Row]:
         """Return the rows of ``items``, in that order."""
         rows: list[Row | None] = [None] * len(items)
-        numbers, sizes = self.summary["numbers"], self.sizes(split)[items]
+        numbers, sizes = self.summary["numbers"], self.sizes(split)[items].tolist()
         batches = items // ROWS
         for batch in np.unique(batches).tolist():
             at = np.flatnonzero(batches == batch)
-            table = self._batch(split, batch).take(items[at] % ROWS).to_pydict()
-            columns = zip(table["place"], table["source"], table["label"], table["corpus"], strict=True)
-            for position, (place, source, label, corpus) in zip(at.tolist(), columns, strict=True):
+            table = self._batch(split, batch).take(items[at] % ROWS)
+            columns = [column.to_numpy(zero_copy_only=False).tolist() for column in table.columns]
+            for position, place, source, label, corpus in zip(at.tolist(), *columns, strict=True):
                 known = None if numbers is None else numbers[label]
-                rows[position] = Row(place, source, int(sizes[position]), known, corpus)
+                rows[position] = Row(place, source, sizes[position], known, corpus)
         return [row for row in rows if row is not None]
 
     def read(self, split: str, row: Row) -> bytes:

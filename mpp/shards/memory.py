@@ -15,6 +15,7 @@ from mpp.shards.jpeg import JpegHeader
 
 BYTES_PER_PIXEL = 11  # allowed for each pixel of the largest image that is taken: 550 MB at 50 million
 LEAST_ALLOWED = 550_000_000
+COPIES = 3  # of a file's bytes at once: as read, without metadata, in its tar
 STORED = 4  # bytes a pixel in Pillow, RGB too
 WEBP = 17  # bytes a pixel, 8 of them from the moment the file is opened
 SLACK = 2**27  # bytes of a process beside the image it works on

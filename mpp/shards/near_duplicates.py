@@ -3,8 +3,6 @@
 import io
 import itertools
 import json
-import os
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -19,7 +17,7 @@ from mpp.errors import DataError
 from mpp.shards.likeness import Hashes, Int64s, Likeness, bits_apart, difference_hash, find_likeness
 from mpp.shards.outputs import LocalOutput
 from mpp.shards.progress import shown
-from mpp.shards.shardset import RECORDS, ShardSet, open_shards, read_members, split_names
+from mpp.shards.shardset import RECORDS, ShardSet, open_shards, read_members, read_payload, split_names
 
 TABLE = f"{RECORDS}/near_duplicates.parquet"
 GROUPS_SHOWN, IMAGES_SHOWN = 10, 8
@@ -125,11 +123,8 @@ def read_payloads(shard: ShardSet, extension: str, rows: Int64s) -> Iterator[byt
     record = shard.shards[0]
     members = read_members(shard, 0)[rows, record.members.index(extension)].tolist()
     with open(shard.root / record.name, "rb") as file:
-        for row, (offset, size, crc32) in zip(rows.tolist(), members, strict=True):
-            payload = os.pread(file.fileno(), size, offset)
-            if zlib.crc32(payload) != crc32:
-                raise _damaged(shard, row, f"{extension} differs from its record")
-            yield payload
+        for row, member in zip(rows.tolist(), members, strict=True):
+            yield read_payload(file.fileno(), member, f"{record.name}:{row}: the {extension} member", shard.root)
 
 
 def _damaged(shard: ShardSet, row: int, why: str) -> DataError:

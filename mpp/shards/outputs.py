@@ -1,21 +1,30 @@
-"""Where a set is written: a local folder, or object storage through fsspec. A file is there whole or not at all."""
+"""Where a set is written: a local folder, or object storage through fsspec.
 
+A file is there whole or not at all in a folder, and in stores whose uploads are so.
+"""
+
+import hashlib
+import itertools
 import os
 import shutil
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from mpp.disk import fsync_path
-from mpp.errors import ConfigError
+from mpp.disk import fsync_path, lock_file
+from mpp.errors import ConfigError, DiskError
 from mpp.shards.shardset import RECORDS
+from mpp.sources.files import printable
+from mpp.sources.remote import redact
 
+LOCK = f"{RECORDS}/lock"
 TEMPORARY = f"{RECORDS}/tmp"
+FILES_AT_A_TIME = 256
 
 
 class File(NamedTuple):
@@ -119,19 +128,28 @@ class LocalOutput:
         """Look at a folder; one that is not there is empty."""
         try:
             with os.scandir(self.root / folder) as entries:
-                found = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
+                found = list(entries)
         except FileNotFoundError:
             return {}
-        return {name: File(status.st_size, status.st_mtime) for name, status in found}
+        files = {}
+        for entry in found:
+            with suppress(FileNotFoundError):  # it was there a moment ago
+                if entry.is_file():
+                    status = entry.stat()
+                    files[entry.name] = File(status.st_size, status.st_mtime)
+        return files
 
     def remove(self, name: str) -> None:
         """Remove it."""
-        (self.root / name).unlink()
+        (self.root / name).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
 class RemoteOutput:
-    """A place that fsspec knows (s3://, gs://, hf://, ...); an object is written by one request, or not at all."""
+    """A place that fsspec knows (s3://, gs://, hf://, ...), whose objects are written by one request each.
+
+    Every method raises ``DiskError`` where the store cannot be used.
+    """
 
     url: str
     work: Path
@@ -143,54 +161,71 @@ class RemoteOutput:
         try:
             system, path = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError) as error:
-            raise ConfigError(f"OUT {self.url}: {error}", fix="install what it names, or name another OUT") from None
+            fix = "install what it names, or name another OUT"
+            raise ConfigError(f"OUT {self.place('')}: {error}", fix=fix) from None
         return system, path.rstrip("/")
+
+    @contextmanager
+    def _asked(self) -> Iterator[tuple[Any, str]]:
+        """Give the store and the path in it; every kind of storage has errors of its own."""
+        try:
+            yield self._store
+        except (FileNotFoundError, ConfigError):
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".replace(self.url, self.place(""))
+            raise DiskError(f"OUT {self.place('')}: {reason}", fix="the same command continues") from None
 
     def absolute(self) -> "RemoteOutput":
         """Return it with the absolute path of its local files."""
         return RemoteOutput(self.url, self.work.absolute())
 
     def place(self, name: str) -> str:
-        """Return the URL."""
-        return f"{self.url}/{name}"
+        """Return the URL without secrets."""
+        return redact(f"{self.url}/{name}".rstrip("/"))
 
     def put(self, name: str, data: bytes) -> None:
         """Upload bytes."""
-        system, root = self._store
-        system.makedirs(f"{root}/{name}".rpartition("/")[0], exist_ok=True)
-        system.pipe_file(f"{root}/{name}", data)
+        with self._asked() as (system, root):
+            system.makedirs(f"{root}/{name}".rpartition("/")[0], exist_ok=True)
+            system.pipe_file(f"{root}/{name}", data)
 
     def move_in(self, file: Path, name: str) -> None:
         """Upload a file and remove it here."""
-        system, root = self._store
-        system.makedirs(f"{root}/{name}".rpartition("/")[0], exist_ok=True)
-        system.put_file(str(file), f"{root}/{name}")
+        with self._asked() as (system, root):
+            system.makedirs(f"{root}/{name}".rpartition("/")[0], exist_ok=True)
+            system.put_file(str(file), f"{root}/{name}")
         file.unlink()
 
     def read(self, name: str) -> bytes:
         """Download a file."""
-        system, root = self._store
-        return bytes(system.cat_file(f"{root}/{name}"))
+        with self._asked() as (system, root):
+            return bytes(system.cat_file(f"{root}/{name}"))
 
     def read_all(self, names: Iterable[str]) -> Iterator[bytes]:
-        """Download one after the other."""
-        return map(self.read, names)
+        """Download a few hundred at a time, side by side where the store can."""
+        rest = iter(names)
+        while some := list(itertools.islice(rest, FILES_AT_A_TIME)):
+            with self._asked() as (system, root):
+                paths = [f"{root}/{name}" for name in some]
+                found = system.cat(paths)
+            yield from (found[path] for path in paths)
 
     def files(self, folder: str) -> dict[str, File]:
         """List a folder as it is now; one that is not there is empty."""
-        system, root = self._store
-        system.invalidate_cache()
-        try:
-            found = system.ls(f"{root}/{folder}", detail=True)
-        except FileNotFoundError:
-            return {}
+        with self._asked() as (system, root):
+            system.invalidate_cache()
+            try:
+                found = system.ls(f"{root}/{folder}".rstrip("/"), detail=True)
+            except FileNotFoundError:
+                return {}
         files = [entry for entry in found if entry["type"] == "file"]
         return {entry["name"].rpartition("/")[2]: File(entry["size"], _time(entry)) for entry in files}
 
     def remove(self, name: str) -> None:
         """Delete the object."""
-        system, root = self._store
-        system.rm_file(f"{root}/{name}")
+        with self._asked() as (system, root):
+            system.rm_file(f"{root}/{name}")
 
 
 def _time(entry: dict[str, Any]) -> float | None:
@@ -205,10 +240,21 @@ def is_remote(out: str) -> bool:
 
 
 def open_output(out: str, work: Path | None) -> LocalOutput | RemoteOutput:
-    """Return the place named ``out``; a remote one has its local files in ``work``, by default ./NAME.work."""
-    if not is_remote(out):
-        return LocalOutput(Path(out))
-    return RemoteOutput(out.rstrip("/"), work or Path(f"{out.rstrip('/').rpartition('/')[2]}.work"))
+    """Return the place named ``out``; a remote one has its local files in ``work``, by default ./NAME-HASH.work.
+
+    Raises ``ConfigError`` for ``work`` beside a folder, which is its own.
+    """
+    try:
+        out.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"OUT {printable(out)}: the name is no UTF-8", fix="name another OUT") from None
+    if is_remote(out):
+        url = out.rstrip("/")
+        name, digest = url.rpartition("/")[2], hashlib.sha256(url.encode()).hexdigest()
+        return RemoteOutput(url, work or Path(f"{name}-{digest[:8]}.work"))
+    if work is not None:
+        raise ConfigError(f"work={work}: OUT {out} is a folder and keeps its own", fix="leave work= away")
+    return LocalOutput(Path(out))
 
 
 @contextmanager
@@ -223,6 +269,15 @@ def temporary_file(work: Path, name: str) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-def clear_temporary(work: Path) -> None:
-    """Remove what killed processes left."""
-    shutil.rmtree(work / TEMPORARY, ignore_errors=True)
+@contextmanager
+def locked(work: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold the folder ``work`` alone, or with others that write shards; raise ``ConfigError`` where that cannot be."""
+    (work / RECORDS).mkdir(parents=True, exist_ok=True)
+    try:
+        lock = lock_file(work / LOCK, shared=shared)
+    except BlockingIOError:
+        raise ConfigError(f"another mpp-shard is writing to {work}", fix="wait for it, or stop it") from None
+    with lock:
+        if not shared:
+            shutil.rmtree(work / TEMPORARY, ignore_errors=True)  # what killed processes left
+        yield

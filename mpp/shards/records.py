@@ -12,9 +12,9 @@ from rich.table import Table
 
 from mpp.errors import DataError
 from mpp.shards.layout import shard_name
-from mpp.shards.outputs import File, Output
+from mpp.shards.outputs import File, LocalOutput, Output
 from mpp.shards.shardset import MEMBER, RECORDS, ShardRecord
-from mpp.shards.writer import Layout, read_layout
+from mpp.shards.writer import LAYOUT, Layout, read_layout
 
 
 class ShardPlace(NamedTuple):
@@ -27,12 +27,17 @@ class ShardPlace(NamedTuple):
 
 
 def open_layout(output: Output) -> Layout:
-    """Return the layout of ``output``; raise ``DataError`` where there is none."""
+    """Return the layout of ``output``; raise ``DataError`` where there is none or it is not that of its local files."""
+    place = output.place("")
     try:
-        return read_layout(output.work)
+        layout = read_layout(output.work)
+        there = layout if isinstance(output, LocalOutput) else json.loads(output.read(LAYOUT))
     except FileNotFoundError:
-        place = output.place("")
-        raise DataError(f"{place}: nothing is planned here", fix=f"mpp-shard plan SOURCE {place}") from None
+        where = "" if isinstance(output, LocalOutput) else f", or work=FOLDER: its local files are not in {output.work}"
+        raise DataError(f"{place}: nothing is planned here", fix=f"mpp-shard plan SOURCE {place}{where}") from None
+    if there["layout_hash"] != layout["layout_hash"]:
+        raise DataError(f"{place} has another layout than {output.work}", fix="name its own folder by work=")
+    return layout
 
 
 def shard_places(layout: Layout) -> Iterator[ShardPlace]:
@@ -75,20 +80,25 @@ class Counts:
         return table
 
 
-def committed(output: Output, layout: Layout) -> tuple[list[ShardRecord], Counts]:
-    """Return the records, in layout order, of the shards that are done, and the counts of their images.
+def committed(
+    output: Output, layout: Layout, places: Iterable[ShardPlace], *, all_read: bool = False
+) -> tuple[list[ShardRecord], Counts]:
+    """Return the records of those of ``places`` that are done, in their order, and the counts of their images.
 
-    Done is: of this layout, with all files of the recorded sizes.
+    Done is: of this layout, with all files of the recorded sizes, and with ``all_read`` without an image that could
+    not be read, as happens while a disk or a server is away.
     """
     records, counts, members = [], Counts(), dict[tuple[str, ...], tuple[str, ...]]()
-    for split, bounds in layout["bounds"].items():
+    for split, group in itertools.groupby(places, key=lambda place: place.split):
         sidecars, tars = output.files(f"{RECORDS}/{split}"), output.files(split)
-        stems = [PurePosixPath(shard_name(split, number)).stem for number in range(len(bounds) - 1)]
+        stems = [PurePosixPath(place.name).stem for place in group]
         stems = [stem for stem in stems if f"{stem}.json" in sidecars]
         for stem, raw in zip(stems, output.read_all(f"{RECORDS}/{split}/{stem}.json" for stem in stems), strict=True):
             try:
                 record = json.loads(raw)
                 if record["layout_hash"] == layout["layout_hash"] and _is_whole(record, stem, sidecars, tars):
+                    if all_read and any(reason == "unreadable" for _, reason, _, _ in record["refusals"]):
+                        continue
                     counts.add(record)
                     extensions = tuple(record["members"])
                     shared = {

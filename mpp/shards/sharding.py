@@ -1,6 +1,7 @@
 """Sharding from beginning to end, and its parts for clusters: plan, run a part of the shards, finalize."""
 
 import shutil
+from collections.abc import Sequence
 
 from rich.console import Console
 
@@ -8,11 +9,11 @@ from mpp.disk import disk_errors
 from mpp.errors import ConfigError, DataError
 from mpp.shards.engines import run_tasks
 from mpp.shards.listing import FOLDER
-from mpp.shards.options import FinalizeOptions, RunOptions, ShardOptions
-from mpp.shards.outputs import TEMPORARY, open_output
-from mpp.shards.planning import SPOOL, locked, plan
+from mpp.shards.options import FinalizeOptions, PlanOptions, RunOptions, ShardOptions
+from mpp.shards.outputs import TEMPORARY, Output, locked, open_output
+from mpp.shards.planning import SPOOL, plan
 from mpp.shards.progress import shown
-from mpp.shards.records import Counts, committed, forget, open_layout, shard_places
+from mpp.shards.records import Counts, ShardPlace, committed, forget, open_layout, shard_places
 from mpp.shards.shardset import RECORDS, ShardRecord
 from mpp.shards.sidecars import finalize
 from mpp.shards.writer import FAILED, ShardTask, write_shard
@@ -32,12 +33,14 @@ def shard_corpus(options: ShardOptions) -> None:
     finalize_shards(FinalizeOptions(out=options.out, work=options.work, max_refused=options.max_refused))
 
 
-def plan_shards(options: ShardOptions) -> None:
+def plan_shards(options: PlanOptions) -> None:
     """List the sources and cut the layout, and say how the shards are written then."""
     console = _console()
     layout = plan(options, console)
     count = sum(len(bounds) - 1 for bounds in layout["bounds"].values())
-    console.print(f"{count:,} shards to write; next: mpp-shard run {options.out} [task=I/N]", markup=False)
+    place = open_output(options.out, options.work).place("")
+    words = place if options.work is None else f"{place} work={options.work}"
+    console.print(f"{count:,} shards to write; next: mpp-shard run {words} [--task I/N]", markup=False)
 
 
 def run_shards(options: RunOptions) -> None:
@@ -50,8 +53,11 @@ def run_shards(options: RunOptions) -> None:
     with disk_errors(output.work), locked(output.work, shared=True):
         places = list(shard_places(layout))
         mine = places[len(places) * part // parts : len(places) * (part + 1) // parts]
-        done = {record.name for record in committed(output, layout)[0]}
+        done = {record.name for record in committed(output, layout, mine, all_read=True)[0]}
         missing = [place for place in mine if place.name not in done]
+        if missing and not (output.work / FOLDER).exists():
+            what = f"{output.place('')} was finished, but {len(missing)} shards are missing or damaged now"
+            raise DataError(what, fix="the command that wrote it, mpp-shard [plan] SOURCE OUT, with the same settings")
         if len(missing) < len(mine):
             console.print(f"continuing: {len(mine) - len(missing)} of {len(mine)} shards are done")
         forget(output, missing)
@@ -73,16 +79,27 @@ def finalize_shards(options: FinalizeOptions) -> None:
     console, output = _console(), open_output(options.out, options.work)
     layout = open_layout(output)
     with disk_errors(output.work), locked(output.work):
-        records, counts = committed(output, layout)
+        places = list(shard_places(layout))
+        records, counts = committed(output, layout, places)
         done = {record.name for record in records}
-        missing = [place.name for place in shard_places(layout) if place.name not in done]
+        missing = [place.name for place in places if place.name not in done]
         if missing:
             names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-            raise DataError(f"{options.out}: {len(missing)} shards are not written: {names}", fix=RUN_AGAIN)
+            raise DataError(f"{output.place('')}: {len(missing)} shards are not written: {names}", fix=RUN_AGAIN)
+        _check_strangers(output, places)
         finalize(output, layout, records)
         for folder in (FOLDER, SPOOL, FAILED, TEMPORARY):
             shutil.rmtree(output.work / folder, ignore_errors=True)
     _report(console, records, counts, options)
+
+
+def _check_strangers(output: Output, places: Sequence[ShardPlace]) -> None:
+    """Raise ``DataError`` for tars among the shards that are none: other readers would take them for shards."""
+    names = {place.name for place in places}
+    for split in {place.split for place in places}:
+        for file in sorted(output.files(split)):
+            if file.endswith(".tar") and f"{split}/{file}" not in names:
+                raise DataError(f"{output.place(f'{split}/{file}')} is no shard of this set", fix="move it elsewhere")
 
 
 def _report(console: Console, records: list[ShardRecord], counts: Counts, options: FinalizeOptions) -> None:
@@ -90,13 +107,17 @@ def _report(console: Console, records: list[ShardRecord], counts: Counts, option
     console.print(counts.table())
     tars = [record for record in records if record.samples]
     size = sum(record.bytes for record in tars)
-    console.print(f"{options.out}: {len(tars)} shards, {size:,} bytes", markup=False)
+    place = open_output(options.out, options.work).place("")
+    console.print(f"{place}: {len(tars)} shards, {size:,} bytes", markup=False)
     refused = counts.refused.total() - counts.refused["duplicate"]
     if refused > options.max_refused * counts.listed:
         share = f"{refused} of {counts.listed} images were refused ({refused / counts.listed:.1%})"
-        where = f"reasons in {RECORDS}/refused.parquet there; the shards are complete and valid"
+        reason, most = counts.refused.most_common(1)[0]
+        where = f"{most} of them {reason}, all in {RECORDS}/refused.parquet there"
+        valid = "the shards are complete and valid" if counts.taken else "there are no shards"
         allowed = f"at most {options.max_refused:.1%} allowed"
-        raise DataError(f"{options.out}: {share}, {allowed}; {where}", fix="max_refused=FRACTION")
+        fix = "max_refused=FRACTION accepts them; the same command tries what was unreadable again"
+        raise DataError(f"{place}: {share}, {allowed}; {where}; {valid}", fix=fix)
 
 
 def _console() -> Console:

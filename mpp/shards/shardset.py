@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -111,6 +112,20 @@ def read_members(shards: ShardSet, shard: int) -> npt.NDArray[np.void]:
     return _read_table(shards.root, shards.shards[shard])
 
 
+def read_payload(descriptor: int, member: tuple[int, int, int], where: str, root: Path) -> bytes:
+    """Return the bytes of one member, (offset, size, crc32), of the open tar.
+
+    Raises ``DataError`` calling it ``where`` in the set ``root``, where they are not those that were written.
+    """
+    offset, size, crc32 = member
+    payload = os.pread(descriptor, size, offset)
+    if len(payload) == size and zlib.crc32(payload) == crc32:
+        return payload
+    seen = f"{len(payload)} bytes" if len(payload) != size else f"CRC {zlib.crc32(payload):08x}"
+    expected = f"expected {size} bytes with CRC {crc32:08x} (offset {offset})"
+    raise DataError(f"{where} is damaged: {seen}, {expected}", fix=f"mpp verify {root} full=true")
+
+
 def check_size(root: Path, shard: ShardRecord) -> list[str]:
     """Return what is wrong with a shard's size on disk: nothing, or one line."""
     try:
@@ -196,6 +211,8 @@ def _check_sample(data: bytes, shard: ShardRecord, table: npt.NDArray[np.void], 
 
 def _read_index(root: Path) -> dict[str, Any]:
     """Read ``index.json``; raise ``DataError`` where it is missing or not ours."""
+    if re.match(r"\w+:/", str(root)):
+        raise DataError(f"{root}: sets are read from file systems", fix="copy the set to a disk, or mount it")
     try:
         index = json.loads((root / INDEX).read_text(encoding="utf-8"))
     except OSError as error:

@@ -21,8 +21,8 @@ def show_status(options: StatusOptions) -> None:
     console = Console(highlight=False, soft_wrap=True)
     output = open_output(options.out, options.work)
     layout = open_layout(output)
-    records, counts = committed(output, layout)
     places = list(shard_places(layout))
+    records, counts = committed(output, layout, places)
     for split, images in layout["images"].items():
         own = [record for record in records if PurePosixPath(record.name).parent.name == split]
         shards = sum(place.split == split for place in places)

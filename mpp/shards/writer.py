@@ -9,7 +9,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import struct
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from mpp.shards.duplicates import Copies, read_copies
 from mpp.shards.images import Accepted, ImagePolicy, Refused, accept, prepare_worker
 from mpp.shards.layout import FORMAT_VERSION, ShardPlan, plan_shard, shard_name
 from mpp.shards.listing import Listing, Row, open_listing
-from mpp.shards.outputs import Output, temporary_file
+from mpp.shards.outputs import Output, locked, temporary_file
 from mpp.shards.shardset import MEMBER, RECORDS
 from mpp.sources.entries import UNKNOWN
 from mpp.sources.files import printable
@@ -34,9 +33,16 @@ from mpp.sources.files import printable
 LAYOUT = f"{RECORDS}/layout.json"
 FAILED = f"{RECORDS}/failed"
 BLOCK, RECORD = 512, 10_240  # tar's units, bytes
+BUFFER = 2**18  # bytes written at a time: takes half the time of writing each sample
+# A header is name, MODE_OWNER, size, TIME, checksum, TYPE_MAGIC; in the checksum its own eight bytes count as blanks.
+MODE_OWNER, TIME = b"0000444\0" + 2 * b"0000000\0", b"\0" + 11 * b"0" + b"\0"
+TYPE_MAGIC = (b"\0 0" + bytes(100) + b"ustar\0" + b"00").ljust(BLOCK - 154, b"\0")
+SUM_OF_THE_REST = sum(MODE_OWNER + TIME + TYPE_MAGIC[2:]) + 8 * ord(" ")
 JSON_LIMIT = 512  # bytes of a sample's .json member
+JSON = json.JSONEncoder(ensure_ascii=False)
 Layout = dict[str, Any]
 Members = dict[str, bytes]
+Kind = tuple[tuple[str, ...], str, str, int | None]  # of a sample: notes, format, mode, label
 
 
 @dataclass(frozen=True)
@@ -66,11 +72,12 @@ def write_shard(task: ShardTask) -> dict[str, Any]:
         _prepare_process(policy, listing, task.split)
     shard = _OpenShard(plan, listing, policy, copies)
     with (
+        locked(output.work, shared=True),
         _noted(output.work, plan.name),
         disk_errors(output.place(plan.name)),
         temporary_file(output.work, plan.name) as temporary,
     ):
-        with open(temporary, "wb") as file:
+        with open(temporary, "wb", BUFFER) as file:
             shard.write(file)
         return _commit(output, shard, temporary, layout)
 
@@ -155,7 +162,7 @@ class _OpenShard:
         self.keys: tuple[str, str] | None = None
         self.extensions: tuple[str, ...] = ()
         self.refusals: list[tuple[str, str, str, str]] = []
-        self.counts: dict[str, Counter[str]] = {name: Counter() for name in ("notes", "formats", "modes", "labels")}
+        self.kinds: Counter[Kind] = Counter()
 
     @property
     def samples(self) -> int:
@@ -188,7 +195,7 @@ class _OpenShard:
             "members": list(self.extensions),
             "first_key": first,
             "last_key": last,
-            **{name: dict(sorted(counter.items())) for name, counter in self.counts.items()},
+            **_counts(self.kinds),
             "refusals": self.refusals,
         }
 
@@ -226,12 +233,7 @@ class _OpenShard:
         self._append(file, b"".join(parts))
         self.keys = (self.keys[0] if self.keys else key, key)
         self.extensions = tuple(members)
-        for note in image.notes or ("passed",):
-            self.counts["notes"][note] += 1
-        self.counts["formats"][image.source_format] += 1
-        self.counts["modes"][image.source_mode] += 1
-        if row.label is not None:
-            self.counts["labels"][str(row.label)] += 1
+        self.kinds[image.notes, image.source_format, image.source_mode, row.label] += 1
 
     def _original(self, position: int) -> str | None:
         """Name the image that the one at ``position`` is a copy of, where copies are dropped."""
@@ -247,35 +249,49 @@ class _OpenShard:
         self.offset += len(data)
 
 
+def _counts(kinds: Counter[Kind]) -> dict[str, dict[str, int]]:
+    """Return how often each note, format, mode and label occurs among samples."""
+    counts: dict[str, Counter[str]] = {name: Counter() for name in ("notes", "formats", "modes", "labels")}
+    for (notes, source_format, source_mode, label), count in kinds.items():
+        for note in notes or ("passed",):
+            counts["notes"][note] += count
+        counts["formats"][source_format] += count
+        counts["modes"][source_mode] += count
+        if label is not None:
+            counts["labels"][str(label)] += count
+    return {name: dict(sorted(counter.items())) for name, counter in counts.items()}
+
+
 def _changed(listed: int, found: int) -> Refused:
     return Refused("changed", f"{listed} bytes when listed, {found} now")
 
 
 def sample_members(key: str, label: int | None, source: str, image: Accepted, digest: str, extension: str) -> Members:
     """Return the members of a sample by extension, in the order of the tar."""
-    fields: dict[str, Any] = {"key": key, "source": source, "sha256": digest}
-    fields |= {"width": image.size[0], "height": image.size[1]}
-    fields |= {"original_width": image.original_size[0], "original_height": image.original_size[1]}
-    fields["transform"] = ",".join(image.notes)
     members = {} if label is None else {"cls": str(label).encode()}
-    return members | {extension: image.image, "json": _short_json(fields)}
+    members[extension] = image.image
+    members["json"] = _short_json(key, source, image, digest)
+    return members
 
 
-def _short_json(fields: dict[str, Any]) -> bytes:
-    """Encode ``fields`` below ``JSON_LIMIT`` bytes, keeping the end of a long source."""
-    encoded = json.dumps(fields, ensure_ascii=False).encode()
+def _short_json(key: str, source: str, image: Accepted, digest: str) -> bytes:
+    """Describe a sample in less than ``JSON_LIMIT`` bytes, keeping the end of a long source."""
+    (width, height), (original_width, original_height) = image.size, image.original_size
+    begin = f'{{"key": "{key}", "source": '
+    end = (
+        f', "sha256": "{digest}", "width": {width}, "height": {height}, "original_width": {original_width}, '
+        f'"original_height": {original_height}, "transform": "{",".join(image.notes)}"}}'
+    )
+    encoded = f"{begin}{JSON.encode(source)}{end}".encode()
     while len(encoded) >= JSON_LIMIT:
         excess = len(encoded) - JSON_LIMIT
-        source = str(fields["source"]).removeprefix("...")
-        fields["source"] = "..." + source[max(1, excess // 4) :]
-        encoded = json.dumps(fields, ensure_ascii=False).encode()
+        source = "..." + source.removeprefix("...")[max(1, excess // 4) :]
+        encoded = f"{begin}{JSON.encode(source)}{end}".encode()
     return encoded
 
 
 def tar_header(name: str, size: int) -> bytes:
-    """Return the USTAR header of a plain read-only file without owner or time."""
-    fields = (name.encode("ascii"), b"0000444\0", b"0000000\0", b"0000000\0", b"%011o\0" % size, b"0" * 11 + b"\0")
-    tail = (b"0", b"", b"ustar\0", b"00", b"", b"", b"", b"", b"")
-    layout = "100s8s8s8s12s12s8s1s100s6s2s32s32s8s8s155s12x"
-    checksum = sum(struct.pack(layout, *fields, b" " * 8, *tail))
-    return struct.pack(layout, *fields, b"%06o\0 " % checksum, *tail)
+    """Return the USTAR header of a plain read-only file without owner or time; ``name`` has at most 100 letters."""
+    named, sized = name.encode("ascii"), b"%011o" % size
+    checksum = b"%06o" % (sum(named) + sum(sized) + SUM_OF_THE_REST)
+    return b"".join((named.ljust(100, b"\0"), MODE_OWNER, sized, TIME, checksum, TYPE_MAGIC))

@@ -2,9 +2,10 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -12,20 +13,58 @@ from mpp.config import config, read_yaml, resolve
 from mpp.errors import ConfigError, DataError
 from mpp.sources import archives, folders
 from mpp.sources.archives import Archives, open_archives
+from mpp.sources.entries import Entry
 from mpp.sources.files import is_image, printable, walk
 from mpp.sources.folders import Folder
-from mpp.sources.labels import MAPPINGS, find_labels
+from mpp.sources.labels import find_labels
 from mpp.sources.manifests import Manifest, open_manifest, spool_list
-from mpp.sources.nested import ARCHIVES, is_archive
+from mpp.sources.mappings import MAPPINGS
+from mpp.sources.nested import ARCHIVES, NOT_READ, is_archive
 from mpp.sources.remote import redact, scheme_of
 from mpp.sources.rows import PATHS, TABLES
+from mpp.sources.splits import DEFAULT, split_name, word_split
 from mpp.sources.tables import Dataset, open_dataset
 
-AnyCorpus = Annotated[Folder | Dataset | Archives | Manifest, Field(discriminator="kind")]
-IMAGES, PARQUET, ARCHIVED = "images", "parquet files", "archives"
+OneCorpus = Folder | Dataset | Archives | Manifest
+IMAGES, PARQUET, ARCHIVED, UNREAD = "images", "parquet files", "archives", "other archives"
 KNOWN = f"a folder, an archive ({' '.join(ARCHIVES)}), a manifest ({' '.join(TABLES)}) or a list (.yaml)"
 HUB_NAME = r"\w[\w.-]*/\w[\w.-]*"
 STANDARD_INPUT = "-"
+
+
+@config
+class OneSplit:
+    """A corpus all of whose images are taken for one split, whatever it says of them."""
+
+    kind: Literal["one_split"] = "one_split"
+    corpus: OneCorpus = Field(discriminator="kind", description="the corpus")
+    split: str = Field(description="split of all its images")
+
+    @property
+    def root(self) -> Path | str | None:
+        """Return the folder or the archive of the corpus, None where it has none."""
+        return getattr(self.corpus, "root", None)
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield the images of the corpus; ``place`` begins with their split there."""
+        for entry in self.corpus.entries():
+            yield entry._replace(split=self.split, place=entry.split.encode() + b"\0" + entry.place)
+
+    def classes(self) -> tuple[str, ...] | None:
+        """Return what the corpus does."""
+        return self.corpus.classes()
+
+    def describe(self) -> str:
+        """Name the corpus and the split."""
+        return f"{self.corpus.describe()}, all of it for {self.split}"
+
+    def read(self, split: str, place: bytes) -> bytes:
+        """Return what the corpus does."""
+        own, _, rest = place.partition(b"\0")
+        return self.corpus.read(own.decode(), rest)
+
+
+AnyCorpus = Annotated[OneCorpus | OneSplit, Field(discriminator="kind")]
 
 
 @config
@@ -44,6 +83,7 @@ class SourceLine:
     source: str = Field(description="anything that SOURCE may be, relative to the list")
     labels: str | None = Field(None, description="as labels=, which holds where it is not given")
     image: str | None = Field(None, description="as image=, which holds where it is not given")
+    split: str | None = Field(None, description="split of all its images; else its own, else the one it is named after")
     weight: float | None = Field(None, gt=0, description="its share of the set, beside the other weights")
     limit: int | None = Field(None, gt=0, description="most images of it, in each split")
 
@@ -64,12 +104,32 @@ def find_sources(source: str, labels: str, image: str | None, spool: Path) -> tu
     lines = _listed_sources(file)
     if any(line.weight is None for line in lines) and not all(line.weight is None for line in lines):
         raise ConfigError(f"{file}: some sources have a weight and some have none", fix="give each one a weight")
-    found = []
-    for line in lines:
-        words = _labels_beside(file, line.labels) if line.labels is not None else labels
-        corpus = find_corpus(_beside(file, line.source), words, line.image or image, spool)
-        found.append(Source(corpus=corpus, weight=line.weight, limit=line.limit))
+    found = [_open_line(file, line, labels, image, spool) for line in lines]
+    _check_apart(file, [source.corpus for source in found])
     return tuple(found)
+
+
+def _open_line(file: Path, line: SourceLine, labels: str, image: str | None, spool: Path) -> Source:
+    words = _labels_beside(file, line.labels) if line.labels is not None else labels
+    place = _beside(file, line.source)
+    otherwise = DEFAULT if line.split else word_split(Path(place).name) or DEFAULT
+    found = find_corpus(place, words, line.image or image, spool, otherwise)
+    split = split_name(line.split, f"{file}, {line.source}") if line.split else None
+    corpus = OneSplit(corpus=found, split=split) if split else found
+    return Source(corpus=corpus, weight=line.weight, limit=line.limit)
+
+
+def _check_apart(file: Path, corpora: Sequence[AnyCorpus]) -> None:
+    """Refuse sources of which one is or holds another: images would be listed twice."""
+    plain = [corpus.corpus if isinstance(corpus, OneSplit) else corpus for corpus in corpora]
+    named = [corpus.file if isinstance(corpus, Manifest) else Path(corpus.root) for corpus in plain]
+    places = [place.resolve() if place.exists() else place for place in named]  # a name on the Hub is no place
+    counts = Counter(places)
+    for corpus, place in zip(plain, places, strict=True):
+        above = () if isinstance(corpus, Manifest) else place.parents  # no folder lists what a manifest in it does
+        other = next((folder for folder in above if folder in counts), place)
+        if other != place or counts[place] > 1:
+            raise ConfigError(f"{file}: the sources {place} and {other} overlap", fix="list each image once")
 
 
 def _listed_sources(file: Path) -> list[SourceLine]:
@@ -97,12 +157,13 @@ def _labels_beside(file: Path, labels: str) -> str:
     return _beside(file, labels) if labels.lower().endswith(MAPPINGS) else labels
 
 
-def find_corpus(source: str, labels: str, image: str | None, spool: Path) -> AnyCorpus:
+def find_corpus(source: str, labels: str, image: str | None, spool: Path, otherwise: str | None = None) -> OneCorpus:
     """Look what ``source`` is and open it; what can be read only once is kept under ``spool``.
 
     ``labels`` is auto, none, folders, cls, a column or a mapping file; ``image`` names the column of images or their
-    paths. Raises ``ConfigError`` for a source that is not there or options that do not fit it, ``DataError`` for one
-    without images.
+    paths, or the extension of images in archives; ``otherwise`` is the split of images that name none, where the name
+    of a single file does not say it. Raises ``ConfigError`` for a source that is not there or options that do not fit
+    it, ``DataError`` for one without images.
     """
     if source == STANDARD_INPUT:
         file = Path(os.path.abspath(spool)) / "standard-input.txt"
@@ -115,11 +176,11 @@ def find_corpus(source: str, labels: str, image: str | None, spool: Path) -> Any
     if not _is_unicode(str(root)):
         raise ConfigError(f"{printable(str(root))}: the path of SOURCE is no UTF-8", fix="rename it")
     if root.is_dir():
-        return _find_folder(root, labels, image, spool)
+        return _find_folder(root, labels, image, spool, otherwise or DEFAULT)
     if root.exists():
-        return _find_file(root, labels, image, spool)
+        return _find_file(root, labels, image, spool, otherwise or word_split(root.name) or DEFAULT)
     if re.fullmatch(HUB_NAME, source) and not Path(source).parent.exists():
-        return open_dataset(source, [], labels, image)
+        return open_dataset(source, [], labels, image, otherwise=otherwise or DEFAULT)
     raise ConfigError(f"{source}: no such folder or file", fix="name an existing one, or a Hub dataset as OWNER/NAME")
 
 
@@ -130,8 +191,9 @@ def _is_unicode(text: str) -> bool:
         return False
 
 
-def _find_folder(root: Path, labels: str, image: str | None, spool: Path) -> AnyCorpus:
+def _find_folder(root: Path, labels: str, image: str | None, spool: Path, otherwise: str) -> OneCorpus:
     found = _contents(root)
+    unread = found.pop(UNREAD, None)
     if len(found) > 1:
         listed = " and ".join(f"{kind} ({printable(name)})" for kind, name in found.items())
         both = "both " if len(found) == 2 else ""
@@ -140,14 +202,19 @@ def _find_folder(root: Path, labels: str, image: str | None, spool: Path) -> Any
         )
     if PARQUET in found:
         files = [str(root / name) for name in walk(str(root)) if name.lower().endswith(".parquet")]
-        return open_dataset(str(root), files, labels, image)
+        return open_dataset(str(root), files, labels, image, otherwise=otherwise)
     if ARCHIVED in found:
-        _refuse_column(image, "archives have")
-        return open_archives(root, find_labels(labels, archives.LABELS, "an archive"), _absolute(spool))
+        words = find_labels(labels, archives.LABELS, "an archive")
+        return open_archives(root, words, _absolute(spool), image=image, otherwise=otherwise)
     if IMAGES in found:
-        _refuse_column(image, "a folder of images has")
-        return Folder(root=root, labels=find_labels(labels, folders.LABELS, "a folder of images"))
-    raise DataError(f"{root}: no images, no parquet files and no archives under this folder", fix="name another SOURCE")
+        if image is not None:
+            raise ConfigError(f"image={image}: a folder of images has no columns", fix="leave image= away")
+        words = find_labels(labels, folders.LABELS, "a folder of images")
+        return Folder(root=root, labels=words, otherwise=otherwise)
+    seen = f"; {printable(unread)} is an archive that is not read" if unread else ""
+    raise DataError(
+        f"{root}: no images, no parquet files and no archives under this folder{seen}", fix="name another SOURCE"
+    )
 
 
 def _contents(root: Path) -> dict[str, str]:
@@ -164,18 +231,22 @@ def _kinds(root: Path) -> Iterator[tuple[str, str]]:
             yield name, PARQUET
         elif is_archive(name):
             yield name, ARCHIVED
+        elif name.lower().endswith(NOT_READ):
+            yield name, UNREAD
         elif is_image(root, name):
             yield name, IMAGES
 
 
-def _find_file(file: Path, labels: str, image: str | None, spool: Path) -> AnyCorpus:
+def _find_file(file: Path, labels: str, image: str | None, spool: Path, otherwise: str) -> OneCorpus:
     if is_archive(file.name):
-        _refuse_column(image, "archives have")
-        return open_archives(file, find_labels(labels, archives.LABELS, "an archive"), _absolute(spool))
+        words = find_labels(labels, archives.LABELS, "an archive")
+        return open_archives(file, words, _absolute(spool), image=image, otherwise=otherwise)
     if file.suffix.lower() == ".parquet" and _holds_images(file, image):
-        return open_dataset(str(file), [str(file)], labels, image)
+        return open_dataset(str(file), [str(file)], labels, image, otherwise=otherwise)
     if file.suffix.lower() in TABLES:
-        return open_manifest(file, file.parent, labels, image)
+        return open_manifest(file, file.parent, labels, image, otherwise=otherwise)
+    if file.name.lower().endswith(NOT_READ):
+        raise ConfigError(f"{file}: archives of this kind are not read", fix="pack it again as .tar or .zip")
     raise ConfigError(f"{file} is a file; SOURCE is {KNOWN}", fix=f"mpp-shard - OUT < {file.name}, if it lists paths")
 
 
@@ -186,17 +257,19 @@ def _holds_images(file: Path, image: str | None) -> bool:
     from mpp.sources.rows import parquet_schema
 
     schema = parquet_schema(file)
-    fields = [field for field in schema if field.name == image] or list(schema)
+    asked = image.lower() if image else None
+    fields = [field for field in schema if field.name.lower() == asked] or list(schema)
     stored = [
         field for field in fields if pyarrow.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
     ]
-    plain = [field for field in fields if field.name in (image, *PATHS) and pyarrow.types.is_binary(field.type)]
+    plain = [field for field in fields if field.name.lower() in (asked, *PATHS) and _is_binary(field.type)]
     return bool(stored or plain)
 
 
-def _refuse_column(image: str | None, what: str) -> None:
-    if image is not None:
-        raise ConfigError(f"image={image}: {what} no columns", fix="leave image= away")
+def _is_binary(kind: Any) -> bool:
+    import pyarrow
+
+    return bool(pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind))
 
 
 def _absolute(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,59 +21,69 @@ IMAGE_NAMES = {
     "wmf", "xbm", "xpm",
 }  # fmt: skip
 SIGNATURES = (
-    *(b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
-    *(b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"Pf", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51"),
+    *(b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    *(b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51"),
 )
+SHORT_SIGNATURES = re.compile(rb"P[1-6f]\s|BM.{4}\0{4}", re.DOTALL)  # two letters alone begin texts, too
 
 
 def walk(folder: str) -> Iterator[str]:
     """Yield every file under ``folder``, relative, in bytewise order; hidden names are skipped.
 
-    Links to folders are followed unless they lead back into a folder that is being walked. The names of one folder
-    on the way are in memory, never those of all. Raises ``DataError`` for a folder that cannot be listed.
+    Links to folders are followed where they lead out, to what was not walked before: no file is listed twice. The
+    names of one folder on the way are in memory, and the targets of such links, never the names of all. Raises
+    ``DataError`` for a folder that cannot be listed.
     """
     root = os.fsencode(folder)
-    above, pending = [_identity(root)], [_listed(root, b"")]
+    real = os.path.realpath(root)
+    known, pending = {real}, [(real, _listed(root, b""))]
     while pending:
-        found = next(pending[-1], None)
-        if found is None:
-            above.pop()
+        above, names = pending[-1]
+        for name, is_folder in names:
+            if not is_folder:
+                yield os.fsdecode(name)
+                continue
+            path, target = os.path.join(root, name), os.path.join(above, os.path.basename(name))
+            is_link = os.path.islink(path)
+            if is_link:
+                target = os.path.realpath(path)
+            if target in known or (is_link and _lies_in(target, known)):
+                continue
+            if is_link:
+                known.add(target)
+            pending.append((target, _listed(path, name + b"/")))
+            break
+        else:
             pending.pop()
-            continue
-        path, name, is_folder = found
-        if not is_folder:
-            yield os.fsdecode(name)
-        elif (identity := _identity(path)) not in above:
-            above.append(identity)
-            pending.append(_listed(path, name + b"/"))
 
 
-def _identity(folder: bytes) -> tuple[int, int]:
-    try:
-        status = os.stat(folder)
-    except OSError as error:
-        raise _not_listed(folder, error) from None
-    return status.st_dev, status.st_ino
+def _lies_in(path: bytes, folders: set[bytes]) -> bool:
+    while (above := os.path.dirname(path)) != path:
+        if above in folders:
+            return True
+        path = above
+    return False
 
 
-def _listed(folder: bytes, prefix: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
-    """Yield ``(path, relative name, is it a folder)`` for what lies in one folder."""
+def _listed(folder: bytes, prefix: bytes) -> Iterator[tuple[bytes, bool]]:
+    """Yield ``(relative name, is it a folder)`` for what lies in one folder."""
     names, folders = [], set()
     try:
         with os.scandir(folder) as found:
             for entry in found:
                 if entry.name.startswith(b"."):
                     continue
-                if _is(entry.is_dir):
-                    folders.add(entry.name)
-                elif not (_is(entry.is_file) or entry.is_symlink()):  # dangling links are later counted as unreadable
-                    continue
+                if not _is(entry.is_file):
+                    if _is(entry.is_dir):
+                        folders.add(entry.name)
+                    elif not entry.is_symlink():  # dangling links are later counted as unreadable
+                        continue
                 names.append(entry.name)
     except OSError as error:
         raise _not_listed(folder, error) from None
     names.sort()
     for name in names:
-        yield os.path.join(folder, name), prefix + name, name in folders
+        yield prefix + name, name in folders
 
 
 def _is(question: Callable[[], bool]) -> bool:
@@ -100,16 +111,24 @@ def is_image(root: Path, name: str) -> bool:
     if named is not None:
         return named
     try:
-        with open(root / name, "rb") as file:
-            return has_signature(file.read(HEAD))
+        return has_signature(_head(root / name))
     except OSError:
         return False
+
+
+def _head(path: Path) -> bytes:
+    """Return the first bytes of a regular file, none of what is something else."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would keep us waiting for its other end
+    try:
+        return os.read(descriptor, HEAD) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
+    finally:
+        os.close(descriptor)
 
 
 def has_signature(head: bytes) -> bool:
     """Say whether bytes start as a file of one of ``FORMATS`` does; 16 bytes are enough."""
     boxed = (head[:4] == b"RIFF" and head[8:12] == b"WEBP") or head[4:12] in (b"ftypavif", b"ftypavis")
-    return boxed or head.startswith(SIGNATURES)
+    return boxed or head.startswith(SIGNATURES) or SHORT_SIGNATURES.match(head) is not None
 
 
 def file_size(path: Path | str) -> int:
@@ -123,16 +142,26 @@ def file_size(path: Path | str) -> int:
 def read_file(path: Path | str) -> bytes:
     """Read a regular file; raise ``OSError`` where that is impossible, EFBIG for more than ``MAX_FILE_BYTES``."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would keep us waiting for its other end
-    with open(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         check_bytes(status.st_size, str(path))
-        data = file.read(status.st_size + 1)  # the memory for what is asked for is taken at once
+        data = _read(descriptor, status.st_size)
+    finally:
+        os.close(descriptor)
     if len(data) > status.st_size:
         raise OSError(errno.ESTALE, "it grew while it was read", str(path))
+    return data
+
+
+def _read(descriptor: int, size: int) -> bytes:
+    """Return the bytes of a file, one more than ``size`` if it has more."""
+    data = os.read(descriptor, size + 1)  # the memory for what is asked for is taken at once
+    while len(data) < size and (more := os.read(descriptor, size + 1 - len(data))):
+        data += more
     return data
 
 

@@ -1,12 +1,11 @@
 """Images that a manifest names by path or URL: CSV, TSV, JSON lines, parquet, or a list on standard input."""
 
 import os
-import re
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -14,9 +13,11 @@ from mpp.config import config
 from mpp.errors import ConfigError, DataError
 from mpp.sources.entries import UNKNOWN, Entry
 from mpp.sources.files import file_size, printable, read_file
-from mpp.sources.labels import SPLIT_OF, is_number
+from mpp.sources.labels import find_mapping, labeller
+from mpp.sources.mappings import MAPPINGS, is_number
 from mpp.sources.remote import check_scheme, read_url, redact, scheme_of
 from mpp.sources.rows import LABELS, PATHS, Row, column_names, one_column, read_rows
+from mpp.sources.splits import DEFAULT, split_name
 
 SPLIT = "split"
 
@@ -31,6 +32,8 @@ class Manifest:
     image: str = Field(description="column of the paths")
     label: str | None = Field(None, description="column of the labels")
     split: str | None = Field(None, description="column of the splits")
+    otherwise: str = Field(DEFAULT, description="split of rows that name none")
+    mapping: str | None = Field(None, description="absolute path of a mapping file, in place of a column of labels")
     must_label: bool = Field(False, description="whether a row without a label is an error")
     numbered: bool = Field(False, description="whether labels that are text stand for whole numbers")
 
@@ -40,18 +43,19 @@ class Manifest:
         Raises ``DataError`` with the line of a row that lacks something, ``ConfigError`` for a URL that is not read.
         """
         schemes: set[str] = set()
-        empty = True
+        empty, mapped = True, labeller(self.mapping or "none")
         for row in read_rows(self.file, [name for name in (self.image, self.label, self.split) if name]):
             empty = False
-            path, where = self._path(row), f"{self.file}:{row.line}"
-            scheme = scheme_of(path)
+            where = f"{self.file}:{row.line}"
+            written = self._path(row, where)
+            scheme = scheme_of(written)
             if scheme is not None and scheme not in schemes:
                 _check_scheme(scheme, where)
                 schemes.add(scheme)
-            split = "train" if self.split is None else _split(self._value(row, self.split), where)
-            size = UNKNOWN if scheme else file_size(self.base / path)
+            path, size = (written, UNKNOWN) if scheme else self._local(written)
             shown = redact(path) if scheme else printable(path)
-            yield Entry(split, os.fsencode(path), shown, size, self._label(row))
+            label = mapped(written, None) if self.mapping else self._label(row, where)
+            yield Entry(self._split(row, where), os.fsencode(path), shown, size, label)
         if empty:
             raise DataError(f"{self.file}: no rows", fix="name another SOURCE")
 
@@ -61,62 +65,71 @@ class Manifest:
     def describe(self) -> str:
         """Name the manifest and its columns."""
         columns = [self.image, *(name for name in (self.label, self.split) if name)]
-        return f"manifest {self.file}, column{'s' * (len(columns) > 1)} {', '.join(map(repr, columns))}"
+        mapping = f", labels from {self.mapping}" if self.mapping else ""
+        return f"manifest {self.file}, column{'s' * (len(columns) > 1)} {', '.join(map(repr, columns))}{mapping}"
 
     def read(self, split: str, place: bytes) -> bytes:
         """Read a file or a URL; raise ``OSError`` where that is impossible or it is above ``MAX_FILE_BYTES``."""
         path = os.fsdecode(place)
         return read_url(path) if scheme_of(path) else read_file(self.base / path)
 
-    def _value(self, row: Row, column: str) -> Any:
-        if column not in row.values:
-            raise DataError(f"{self.file}:{row.line}: no column {column!r}", fix="mend this line")
-        return row.values[column]
+    def _local(self, path: str) -> tuple[str, int]:
+        """Return a path and its file's size; backslashes that name nothing are taken for slashes if that does."""
+        size, slashed = file_size(self.base / path), path.replace("\\", "/")
+        if size == UNKNOWN and slashed != path and (found := file_size(self.base / slashed)) != UNKNOWN:
+            return slashed, found
+        return path, size
 
-    def _path(self, row: Row) -> str:
-        path = self._value(row, self.image)
+    def _path(self, row: Row, where: str) -> str:
+        if self.image not in row.values:
+            raise DataError(f"{where}: no column {self.image!r}", fix="mend this line")
+        path = row.values[self.image]
         if not isinstance(path, str) or not _is_path(path):
             shown = printable(str(path)) if path else "empty"
-            raise DataError(f"{self.file}:{row.line}: column {self.image!r} is {shown}, expected a path")
+            raise DataError(f"{where}: column {self.image!r} is {shown}, expected a path")
         return path
 
-    def _label(self, row: Row) -> str | int | None:
-        """Return a row's label, None where it is missing: empty, null or below 0."""
+    def _split(self, row: Row, where: str) -> str:
+        name = row.values.get(self.split) if self.split else None
+        return self.otherwise if name is None or name == "" else split_name(name, where)
+
+    def _label(self, row: Row, where: str) -> str | int | None:
+        """Return a row's label, None where it is missing: not there, empty, null or below 0."""
         if self.label is None:
             return None
-        label = self._value(row, self.label)
+        label = row.values.get(self.label)
         if isinstance(label, bool) or not isinstance(label, str | int | None):
-            raise DataError(f"{self.file}:{row.line}: label {label!r} is no name and no whole number")
+            raise DataError(f"{where}: label {label!r} is no name and no whole number")
         if label is None or label == "" or label == "-1" or (isinstance(label, int) and label < 0):
             if self.must_label:
-                raise DataError(f"{self.file}:{row.line}: no label in {self.label!r}", fix="labels=none")
+                raise DataError(f"{where}: no label in {self.label!r}", fix="labels=none")
             return None
         if isinstance(label, int):
             return label
         return int(label) if self.numbered else printable(label)
 
 
-def open_manifest(file: Path, base: Path, labels: str, image: str | None) -> Manifest:
+def open_manifest(file: Path, base: Path, labels: str, image: str | None, *, otherwise: str = DEFAULT) -> Manifest:
     """Open a manifest after looking at its columns.
 
-    ``labels`` is auto, none or a column. Raises ``ConfigError`` for columns that are not there, ``DataError`` for a
-    file that cannot be read.
+    ``labels`` is auto, none, a column or a mapping file; ``otherwise`` is the split of rows that name none. Raises
+    ``ConfigError`` for columns that are not there, ``DataError`` for a file that cannot be read.
     """
     names = PATHS[:1] if file.suffix.lower() == ".txt" else column_names(file)
     path = one_column(names, PATHS, image, str(file), "image")
     if path is None:
-        raise ConfigError(f"{file}: no column of paths among {', '.join(names)}", fix="image=COLUMN")
-    label = (
-        None
-        if labels == "none"
-        else one_column(names, LABELS, None if labels == "auto" else labels, str(file), "labels")
-    )
+        raise ConfigError(f"{file}: no column of paths among {', '.join(map(printable, names))}", fix="image=COLUMN")
+    mapping = find_mapping(labels) if labels not in names and labels.lower().endswith(MAPPINGS) else None
+    asked = None if labels == "auto" else labels
+    label = None if mapping or labels == "none" else one_column(names, LABELS, asked, str(file), "labels")
     return Manifest(
         file=file,
         base=base,
         image=path,
         label=label,
-        split=SPLIT if SPLIT in names else None,
+        split=one_column(names, (SPLIT,), None, str(file), "split"),
+        otherwise=otherwise,
+        mapping=mapping,
         must_label=labels not in ("auto", "none"),
         numbered=label is not None and _all_numbers(file, label),
     )
@@ -149,9 +162,3 @@ def _check_scheme(scheme: str, where: str) -> None:
         check_scheme(scheme)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
-
-
-def _split(name: Any, where: str) -> str:
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,49}", name):
-        raise DataError(f"{where}: split {name!r} is no name of letters and digits")
-    return SPLIT_OF.get(name.lower(), name)

@@ -4,7 +4,6 @@ import errno
 import hashlib
 import io
 import os
-from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +15,12 @@ class Damaged(Exception):
 
 
 class Window(NamedTuple):
-    """The bytes from ``begin`` to ``end`` of an open file; all offsets are those in that file."""
+    """The bytes from ``begin`` to ``end`` of the open file ``path``; all offsets are those in that file."""
 
     descriptor: int
     begin: int
     end: int
+    path: str
 
     def read(self, offset: int, size: int) -> bytes:
         """Return ``size`` bytes from ``offset`` on, fewer at the end of the window, none outside of it."""
@@ -54,7 +54,7 @@ def open_window(path: Path) -> Iterator[Window]:
     """Open a whole file as a window; raise ``OSError`` where that is impossible."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would keep us waiting for its other end
     try:
-        yield Window(descriptor, 0, os.fstat(descriptor).st_size)
+        yield Window(descriptor, 0, os.fstat(descriptor).st_size, os.path.abspath(path))
     finally:
         os.close(descriptor)
 
@@ -78,10 +78,10 @@ class WindowStream(io.RawIOBase):
 
 
 class DistinctNames:
-    """Tells names apart that occur twice in an archive, in 16 to 32 bytes a name: it keeps hashes in a table."""
+    """Tells names apart that occur twice in an archive; it keeps hashes of 8 bytes."""
 
     def __init__(self) -> None:
-        self._slots, self._used = array("Q", bytes(8 * 1024)), 0
+        self._known: set[int] = set()
         self._counts: dict[str, int] = {}
 
     def distinct(self, name: str) -> str:
@@ -98,26 +98,6 @@ class DistinctNames:
     def _add(self, name: str) -> bool:
         """Remember a name; return False where it was known."""
         digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        code = int.from_bytes(digest, "little") or 1
-        slot = self._slot(code)
-        if self._slots[slot] == code:
-            return False
-        self._slots[slot] = code
-        self._used += 1
-        if 2 * self._used > len(self._slots):
-            self._grow()
-        return True
-
-    def _slot(self, code: int) -> int:
-        """Return where ``code`` is, or where it belongs."""
-        slot = code % len(self._slots)
-        while self._slots[slot] not in (0, code):
-            slot = (slot + 1) % len(self._slots)
-        return slot
-
-    def _grow(self) -> None:
-        codes = self._slots
-        self._slots = array("Q", bytes(8 * 2 * len(codes)))
-        for code in codes:
-            if code:
-                self._slots[self._slot(code)] = code
+        before = len(self._known)
+        self._known.add(int.from_bytes(digest, "little"))
+        return len(self._known) > before

@@ -20,15 +20,18 @@ from mpp.disk import disk_errors
 from mpp.sources.files import HEAD, check_bytes, printable
 from mpp.sources.members import Damaged, DistinctNames, Member, Window, WindowStream, open_window
 from mpp.sources.tars import tar_members
-from mpp.sources.zips import STORED, data_begin, read_zip_member, zip_chunks, zip_members
+from mpp.sources.zips import STORED, data_begin, read_zip_member, zip_chunks, zip_content, zip_members
 
 DECOMPRESSORS: dict[str, Any] = {
     ".tar.gz": lambda raw: gzip.GzipFile(fileobj=raw),
     ".tgz": lambda raw: gzip.GzipFile(fileobj=raw),
     ".tar.bz2": bz2.BZ2File,
+    ".tbz2": bz2.BZ2File,
     ".tar.xz": lzma.LZMAFile,
+    ".txz": lzma.LZMAFile,
 }
 ARCHIVES = (".tar", ".zip", *DECOMPRESSORS)
+NOT_READ = (".7z", ".rar", ".tar.zst", ".tzst", ".tar.lz4", ".tar.lzma")  # archives, too
 DEEPEST = 4  # archives one within the other
 CHUNK = 2**20
 OUTER, SPOOLED, REFUSED = b"r", b"s", b"!"  # first byte of a place: it lies in an archive as it was found, in the spool
@@ -129,11 +132,12 @@ def _inner(item: Item, depth: int, spool: Path) -> Iterator[Item]:
         elif member.place[1] == STORED:
             begin, size = data_begin(window, member.place[0]), member.place[2]
         else:
-            chunks = zip_chunks(window, *member.place[:3])
+            header, method, packed, size, crc = member.place
+            chunks = zip_content(window, header, method, packed, size, crc)
             with _unpacked(chunks, window, item.place, spool) as (unpacked, spooled):
                 yield from _entered(unpacked, spooled, name, prefix, depth, spool)
             return
-        within = Window(window.descriptor, begin, min(begin + size, window.end))
+        within = window._replace(begin=begin, end=min(begin + size, window.end))
         yield from _entered(within, item.archive, name, prefix, depth, spool)
     except (Damaged, OSError) as error:
         raise Damaged(f"in {printable(item.path)}: {error}") from None
@@ -143,10 +147,11 @@ def _inner(item: Item, depth: int, spool: Path) -> Iterator[Item]:
 def _unpacked(chunks: Iterable[bytes], window: Window, what: bytes, spool: Path) -> Iterator[tuple[Window, bytes]]:
     """Write ``chunks`` into a file of their own, unless that is there already, and open it.
 
-    The file is named after ``what`` it is unpacked from, and that file's size and time.
+    The file is named after ``what`` it is unpacked from, and which file that lies in, as it is now.
     """
     status = os.fstat(window.descriptor)
-    origin = f"{status.st_size}/{status.st_mtime_ns}/{window.begin}/".encode() + what
+    facts = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, window.begin)
+    origin = b"\0".join([os.fsencode(window.path), *(b"%d" % fact for fact in facts), what])
     target = spool / hashlib.sha256(origin).hexdigest()[:32]
     unfinished = target.with_suffix(".part")
     if not target.exists():

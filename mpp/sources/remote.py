@@ -8,7 +8,7 @@ import re
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, quote, unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from mpp.errors import ConfigError
 from mpp.sources.files import MAX_FILE_BYTES, check_bytes, printable, read_file
@@ -25,7 +25,6 @@ TRIES = 4
 FIRST_PAUSE = 0.5  # seconds before the second try; doubled before each further one
 SECONDS = 60.0  # for one request
 QUOTED = 64  # bytes of an answer that an error shows
-SECRET = re.compile(r"token|secret|passw|key|auth|sig|cred|session|policy", re.IGNORECASE)
 
 
 class _Answer(OSError):
@@ -56,13 +55,17 @@ def check_scheme(scheme: str) -> None:
 
 
 def redact(url: str) -> str:
-    """Return a URL as it may be shown: without user and password, and without the secrets in its query."""
-    parts = urlsplit(url)
-    values = [
-        f"{quote(key)}={'...' if SECRET.search(key) else quote(value)}"
-        for key, value in parse_qsl(parts.query, keep_blank_values=True)
-    ]
-    return printable(urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "&".join(values), "")))
+    """Return a URL as it may be shown: without user and password, and without the values in its query."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return f"{scheme_of(url)}://..."
+    query = "&".join(f"{key}=..." if equals else "..." for key, equals, _ in _pairs(parts.query))
+    return printable(urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, query, "")))
+
+
+def _pairs(query: str) -> list[tuple[str, str, str]]:
+    return [pair.partition("=") for pair in query.split("&")] if query else []
 
 
 def read_url(url: str) -> bytes:
@@ -107,6 +110,9 @@ def _read(url: str) -> bytes:
     data: bytes
     if scheme in ("http", "https"):
         data = fsspec.asyn.sync(store.loop, _get, store, url, timeout=2 * SECONDS)
+    elif store.async_impl:
+        path, end = store._strip_protocol(url), MAX_FILE_BYTES + 1
+        data = fsspec.asyn.sync(store.loop, store._cat_file, path, end=end, timeout=2 * SECONDS)
     else:
         with store.open(url, "rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)

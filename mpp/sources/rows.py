@@ -6,17 +6,20 @@ A file is read as a stream: memory does not grow with it.
 import csv
 import json
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from mpp.errors import ConfigError, DataError
+from mpp.sources.files import printable
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 PATHS = ("path", "file_name", "file", "image", "url", "filename")
 LABELS = ("label", "class")
 LONGEST_LINE = 2**20  # characters
+MOST_COLUMNS = 1000  # of JSON lines, whose rows may all have others
 BATCH = 4096  # rows
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
+DELIMITED = (".csv", ".tsv")
 
 
 class Row(NamedTuple):
@@ -27,19 +30,28 @@ class Row(NamedTuple):
 
 
 def column_names(file: Path) -> tuple[str, ...]:
-    """Return the columns of ``file``: its header, of JSON lines the keys of the first.
+    """Return the columns of ``file``: its header, of JSON lines the keys of all of them.
 
     Raises ``DataError`` for a file that is empty or cannot be read.
     """
     if file.suffix.lower() == ".parquet":
         names: Sequence[str] = parquet_schema(file).names
-    elif file.suffix.lower() in DELIMITERS:
+    elif file.suffix.lower() in DELIMITED:
         names = next(_cells(file), (0, []))[1]
     else:
-        names = list(next(read_rows(file), Row(0, {})).values)
+        names = _keys(file)
     if not names:
         raise DataError(f"{file}: no rows", fix="name another SOURCE")
     return tuple(names)
+
+
+def _keys(file: Path) -> list[str]:
+    names: dict[str, None] = {}
+    for row in read_rows(file):
+        names.update(dict.fromkeys(row.values))
+        if len(names) > MOST_COLUMNS:
+            raise DataError(f"{file}:{row.line}: more than {MOST_COLUMNS} columns up to here")
+    return list(names)
 
 
 def read_rows(file: Path, columns: Sequence[str] = (), *, header: Sequence[str] | None = None) -> Iterator[Row]:
@@ -48,7 +60,7 @@ def read_rows(file: Path, columns: Sequence[str] = (), *, header: Sequence[str] 
     ``header`` names the columns of a CSV file that has no header. Raises ``DataError`` with the line of what is no row.
     """
     kind = file.suffix.lower()
-    if kind in DELIMITERS:
+    if kind in DELIMITED:
         return _delimited_rows(file, header)
     if kind == ".parquet":
         return _parquet_rows(file, columns)
@@ -58,14 +70,16 @@ def read_rows(file: Path, columns: Sequence[str] = (), *, header: Sequence[str] 
 def one_column(names: Sequence[str], known: Sequence[str], asked: str | None, where: str, option: str) -> str | None:
     """Return the column that was ``asked`` for, or else the one of ``names`` that is ``known``, None where none is.
 
-    Raises ``ConfigError`` where the asked one is missing or several are known.
+    Capital and small letters are the same, unless a name fits as it is. Raises ``ConfigError`` where the asked one is
+    missing or several are known.
     """
-    shown = ", ".join(map(str, names))
+    shown = ", ".join(map(printable, names))
     if asked is not None:
-        if asked not in names:
+        alike = [asked] * (asked in names) or [name for name in names if name.lower() == asked.lower()]
+        if len(alike) != 1:
             raise ConfigError(f"{option}={asked}: no such column in {where}; there are {shown}", fix=f"{option}=COLUMN")
-        return asked
-    found = [name for name in names if name in known]
+        return alike[0]
+    found = [name for name in names if name.lower() in known]
     if len(found) > 1:
         raise ConfigError(f"{where}: {' and '.join(found)} could both be the {option} column", fix=f"{option}=COLUMN")
     return found[0] if found else None
@@ -79,11 +93,17 @@ def _open(file: Path, newline: str) -> TextIO:
 
 
 def _cells(file: Path) -> Iterator[tuple[int, list[str]]]:
-    with _open(file, "") as lines:
-        reader = csv.reader(lines, delimiter=DELIMITERS[file.suffix.lower()], strict=True)
+    """Yield the line and the cells of every row that is not empty."""
+    with _open(file, "") as text:
+        lines = (line for _, line in _bounded(text, file))
+        first = next(lines, "")
+        delimiter = ";" if ";" in first and "," not in first else ","
+        if file.suffix.lower() == ".tsv":
+            delimiter = "\t"
+        reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
         try:
             for cells in reader:
-                if cells:
+                if any(cells):
                     yield reader.line_num, cells
         except csv.Error as error:
             raise DataError(f"{file}:{reader.line_num}: {error}") from None
@@ -100,15 +120,18 @@ def _delimited_rows(file: Path, header: Sequence[str] | None) -> Iterator[Row]:
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    with _open(file, "\n") as lines:
-        for number in range(1, 2**63):
-            text = lines.readline(LONGEST_LINE + 1)
-            if len(text) > LONGEST_LINE:
-                raise DataError(f"{file}:{number}: more than {LONGEST_LINE:,} characters in a line")
-            if not text:
-                return
-            if text.strip():
-                yield number, text
+    with _open(file, "\n") as text:
+        yield from ((number, line) for number, line in _bounded(text, file) if line.strip())
+
+
+def _bounded(text: TextIO, file: Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines of an open file with their numbers; raise ``DataError`` before a line fills the memory."""
+    number = 1
+    while line := text.readline(LONGEST_LINE + 1):
+        if len(line) > LONGEST_LINE:
+            raise DataError(f"{file}:{number}: more than {LONGEST_LINE:,} characters in a line")
+        yield number, line
+        number += 1
 
 
 def _json_rows(file: Path) -> Iterator[Row]:

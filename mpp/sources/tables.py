@@ -14,7 +14,10 @@ from mpp.config import config
 from mpp.errors import ConfigError, DataError
 from mpp.sources.entries import UNKNOWN, Entry
 from mpp.sources.files import file_size, printable, read_file
-from mpp.sources.labels import SPLIT_OF, word_split
+from mpp.sources.rows import one_column
+from mpp.sources.splits import DEFAULT, SPLIT_OF, word_split
+
+AS_MANIFESTS = "where they hold paths or URLs, name one parquet file as SOURCE, or several in a .yaml"
 
 
 @config
@@ -84,19 +87,22 @@ class Dataset:
         return chunks
 
 
-def open_dataset(source: str, files: Sequence[str], labels: str, image: str | None) -> Dataset:
+def open_dataset(
+    source: str, files: Sequence[str], labels: str, image: str | None, *, otherwise: str = DEFAULT
+) -> Dataset:
     """Open the parquet ``files``, or the Hub dataset ``source`` where there are none.
 
-    ``labels`` is auto, none or a column; ``image`` is a column, found by its type where it is None. Raises
-    ``ConfigError`` for columns that are not there, ``DataError`` for files that cannot be read or labels that do
-    not fit.
+    ``labels`` is auto, none or a column; ``image`` is a column, found by its type where it is None; ``otherwise`` is
+    the split of files whose names say none. Raises ``ConfigError`` for columns that are not there, ``DataError`` for
+    files that cannot be read or labels that do not fit.
     """
-    loaded = _load(source, files)
+    loaded = _load(source, files, otherwise)
     features = next(iter(loaded.values())).features
-    column = image or _only(_image_columns(features), "image", features)
-    if column not in features:
-        raise ConfigError(f"image={column}: no such column; there are {', '.join(features)}", fix="image=COLUMN")
-    label = _label_column(features, labels)
+    column = one_column(list(features), (), image, source, "image") or _only(
+        _image_columns(features), "image", features
+    )
+    _check_images(next(iter(loaded.values())), column)
+    label = _label_column(features, labels, source)
     bare = [] if label is None else [name for name, table in loaded.items() if not _labelled(name, table, label)]
     if len(bare) == len(loaded):
         raise DataError(f"{source}: no split has labels in {label!r}", fix="labels=none")
@@ -115,14 +121,26 @@ def open_dataset(source: str, files: Sequence[str], labels: str, image: str | No
     )
 
 
-def _load(source: str, files: Sequence[str]) -> dict[str, Any]:
+def _check_images(table: Any, column: str) -> None:
+    """Raise ``ConfigError`` for a column that holds something else than images, such as their URLs."""
+    import pyarrow
+
+    kind = table.data.schema.field(column).type
+    if pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    if not (pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)):
+        raise ConfigError(f"image={column}: this column holds {kind}, no images", fix=AS_MANIFESTS)
+
+
+def _load(source: str, files: Sequence[str], otherwise: str) -> dict[str, Any]:
     """Open a dataset as one memory-mapped table a split; raise ``DataError`` with the library's reason."""
     import datasets
 
     datasets.disable_progress_bars()
     groups: dict[str, list[str]] = {}
     for file in files:
-        groups.setdefault(word_split(os.path.relpath(file, source)) or "train", []).append(file)
+        name = os.path.basename(file) if file == source else os.path.relpath(file, source)
+        groups.setdefault(word_split(name) or otherwise, []).append(file)
     try:
         loaded = datasets.load_dataset("parquet", data_files=groups) if files else datasets.load_dataset(source)
     except Exception as error:  # a network, a file system and many parsers speak through this one call
@@ -146,19 +164,18 @@ def _image_columns(features: Mapping[str, Any]) -> list[str]:
 def _only(columns: list[str], kind: str, features: Mapping[str, Any]) -> str:
     if len(columns) == 1:
         return columns[0]
-    raise ConfigError(f"{len(columns)} {kind} columns among {', '.join(features)}, expected 1", fix=f"{kind}=COLUMN")
+    fix = f"{kind}=COLUMN" if columns else AS_MANIFESTS
+    raise ConfigError(f"{len(columns)} {kind} columns among {', '.join(features)}, expected 1", fix=fix)
 
 
-def _label_column(features: Mapping[str, Any], labels: str) -> str | None:
+def _label_column(features: Mapping[str, Any], labels: str, source: str) -> str | None:
     """Return the column of the labels: the only ClassLabel, or the one that ``labels`` names."""
     typed = [name for name, feature in features.items() if type(feature).__name__ == "ClassLabel"]
     if labels == "none" or (labels == "auto" and not typed):
         return None
     if labels == "auto":
         return _only(typed, "labels", features)
-    if labels not in features:
-        raise ConfigError(f"labels={labels}: no such column; there are {', '.join(features)}", fix="labels=COLUMN")
-    return labels
+    return one_column(list(features), (), labels, source, "labels")
 
 
 def _labelled(split: str, table: Any, column: str) -> bool:

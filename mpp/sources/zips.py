@@ -47,16 +47,26 @@ def read_zip_member(window: Window, header: int, method: int, packed: int, size:
     more than ``MAX_FILE_BYTES``.
     """
     check_bytes(size, "")
-    data = bytearray()
+    return b"".join(zip_content(window, header, method, packed, size, crc))
+
+
+def zip_content(window: Window, header: int, method: int, packed: int, size: int, crc: int) -> Iterator[bytes]:
+    """Yield a member's bytes piece by piece.
+
+    Raises ``OSError`` where they cannot be unpacked, before there are more than the zip promises, and at their end
+    where they are fewer or others.
+    """
+    count, checksum = 0, 0
     for chunk in zip_chunks(window, header, method, packed):
-        data += chunk
-        if len(data) > size:
-            break
-    if len(data) != size:
-        raise OSError(f"{len(data)}{' or more' * (len(data) > size)} bytes, the zip promises {size}")
-    if zlib.crc32(data) != crc:
+        count += len(chunk)
+        checksum = zlib.crc32(chunk, checksum)
+        if count > size:
+            raise OSError(f"{count} or more bytes, the zip promises {size}")
+        yield chunk
+    if count != size:
+        raise OSError(f"{count} bytes, the zip promises {size}")
+    if checksum != crc:
         raise OSError("its bytes do not have the checksum in the zip")
-    return bytes(data)
 
 
 def zip_chunks(window: Window, header: int, method: int, packed: int) -> Iterator[bytes]:
@@ -64,7 +74,7 @@ def zip_chunks(window: Window, header: int, method: int, packed: int) -> Iterato
     position = data_begin(window, header)
     end = position + packed
     inflate = zlib.decompressobj(-zlib.MAX_WBITS) if method == DEFLATED else None
-    while position < end:
+    while position < end and not (inflate and inflate.eof):
         raw = window.read_exactly(position, min(CHUNK, end - position))
         position += len(raw)
         if inflate is None:
@@ -84,7 +94,7 @@ def data_begin(window: Window, header: int) -> int:
 
 def _inflated(inflate: "zlib._Decompress", raw: bytes) -> Iterator[bytes]:
     try:
-        while chunk := inflate.decompress(raw, CHUNK):
+        while not inflate.eof and (chunk := inflate.decompress(raw, CHUNK)):
             yield chunk
             raw = inflate.unconsumed_tail
     except zlib.error as error:
@@ -126,11 +136,12 @@ def _wide(numbers: tuple[int, int, int], extra: bytes) -> tuple[int, int, int]:
 
 
 def _decoded(name: bytes, flags: int) -> str:
-    """Return a name as text; many programs write UTF-8 without the flag that says so."""
+    """Return a name as text, with slashes; many programs write UTF-8 without the flag that says so."""
     try:
-        return name.decode()
+        text = name.decode()
     except UnicodeDecodeError:
-        return name.decode("utf-8", "surrogateescape") if flags & 0x800 else name.decode("cp437")
+        text = name.decode("utf-8", "surrogateescape") if flags & 0x800 else name.decode("cp437")
+    return text.replace("\\", "/")
 
 
 def _refusal(flags: int, method: int, link: bool) -> str:

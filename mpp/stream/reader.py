@@ -1,14 +1,13 @@
 """The bytes of one sample out of a tar: found through the members index, read at random, checked by CRC."""
 
 import os
-import zlib
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mpp.errors import DataError
-from mpp.shards.shardset import ShardSet, read_members
+from mpp.shards.shardset import ShardSet, read_members, read_payload
 from mpp.stream.order import Ints
 
 # At most this many shards are held open: 64 lanes with windows of 8 shards need as many at once.
@@ -74,17 +73,9 @@ class ShardReader:
     def _member(self, shard: int, row: int, column: int) -> bytes:
         """Return the payload of one member, checked against the index."""
         opened = self._opened(shard)
-        offset, size, crc32 = opened.members[row, column].item()
-        payload = os.pread(opened.descriptor, size, offset)
-        if len(payload) != size or zlib.crc32(payload) != crc32:
-            record = self.shards.shards[shard]
-            seen = f"{len(payload)} bytes" if len(payload) != size else f"CRC {zlib.crc32(payload):08x}"
-            raise DataError(
-                f"{record.name}:{row}: the {record.members[column]} member is damaged: {seen}, "
-                f"expected {size} bytes with CRC {crc32:08x} (offset {offset})",
-                fix=f"mpp verify {self.shards.root} full=true",
-            )
-        return payload
+        record = self.shards.shards[shard]
+        where = f"{record.name}:{row}: the {record.members[column]} member"
+        return read_payload(opened.descriptor, opened.members[row, column].item(), where, self.shards.root)
 
     def _opened(self, shard: int) -> _OpenShard:
         """Return the descriptor and the index of a shard; the one unused for longest is closed in exchange."""

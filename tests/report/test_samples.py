@@ -89,6 +89,6 @@ def test_a_flipped_bit_is_an_error_that_names_the_tar(small: ShardSet, member: s
         first = next(found for found in opened if found.name.endswith(member))
     raw[first.offset_data + 20] ^= 1
     tar.write_bytes(raw)
-    with pytest.raises(DataError, match=r"train-000000\.tar: the member at byte \d+ is damaged[^!]*mpp verify"):
+    with pytest.raises(DataError, match=r"train-000000\.tar: a member is damaged[^!]*mpp verify"):
         for sample in sample_split(small, 4):
             picture(sample, 10)

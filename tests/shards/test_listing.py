@@ -157,3 +157,9 @@ class Endless:
 
     def read(self, split: str, place: bytes) -> bytes:
         return b""
+
+
+def test_numbers_that_number_no_classes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="labels go up to 900000000, but there are 2 different ones"):
+        listed(tmp_path, Stub(labels=[900_000_000, 5]))
+    assert len(listed(tmp_path / "b", Stub(labels=[999, 5])).classes or ()) == 1000

@@ -156,6 +156,27 @@ except MemoryError:
     assert result == ["Accepted", "Accepted", "bounded"]
 
 
+def test_the_largest_files_are_taken_by_a_prepared_worker_as_by_any_process(tmp_path: Path) -> None:
+    small = encoded(Image.new("RGB", (300, 200)), "JPEG", exif=b"Exif\0\0")
+    comments = (ImagePolicy().max_bytes - len(small)) // 65_537  # stripping leaves them in place
+    comment = b"\xff\xfe\xff\xff" + bytes(65_533)
+    for number, more in enumerate((0, 1)):
+        (tmp_path / str(number)).write_bytes(small[:2] + comment * (comments + more) + small[2:])
+    code = """
+outcomes = []
+for prepare in (lambda policy: None, prepare_worker):
+    prepare(ImagePolicy())
+    for name in sys.argv[1:]:
+        raw = Path(name).read_bytes()
+        outcome = accept(raw, ImagePolicy())
+        outcomes.append(outcome.reason if isinstance(outcome, Refused) else len(b"".join((outcome.image, bytes(512)))))
+result = outcomes
+"""
+    size = (tmp_path / "0").stat().st_size - 10 + 512
+    outcomes, _ = in_a_process(code, str(tmp_path / "0"), str(tmp_path / "1"))
+    assert outcomes == 2 * [size, "too_large"]
+
+
 def test_no_odd_file_takes_long_or_much_memory(data: Path) -> None:
     code = """
 result = []

@@ -1,13 +1,11 @@
 """A file of a set is there whole or not at all, in a folder and in a store that fsspec knows."""
 
-import errno
 import os
 import time
 from pathlib import Path
 
 import pytest
 
-from mpp.disk import disk_errors
 from mpp.errors import ConfigError, DiskError
 from mpp.shards.outputs import LocalOutput, Output, RemoteOutput, open_output, temporary_file
 
@@ -53,8 +51,11 @@ def test_what_is_being_built_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_a_path_is_a_folder_and_a_url_has_a_work_folder_beside_us(tmp_path: Path) -> None:
     assert open_output("x/y", None) == LocalOutput(Path("x/y"))
-    assert open_output("s3://bucket/set/", None) == RemoteOutput("s3://bucket/set", Path("set.work"))
-    assert open_output("s3://bucket/set", tmp_path).work == tmp_path
+    first, second = (open_output(f"s3://{bucket}/set/", None) for bucket in ("one", "two"))
+    assert first.work.name.startswith("set-") and first.work != second.work
+    assert open_output("s3://bucket/set/", tmp_path) == RemoteOutput("s3://bucket/set", tmp_path)
+    with pytest.raises(ConfigError, match="leave work= away"):
+        open_output("folder", tmp_path)
 
 
 def test_a_store_that_nobody_knows_is_a_mistake_of_the_command_line(tmp_path: Path) -> None:
@@ -62,10 +63,31 @@ def test_a_store_that_nobody_knows_is_a_mistake_of_the_command_line(tmp_path: Pa
         RemoteOutput("nowhere://x", tmp_path).read("a")
 
 
-def test_a_full_disk_is_one_message_and_other_errors_stay_what_they_are(tmp_path: Path) -> None:
-    with pytest.raises(DiskError, match=r"gone/x: cannot write, .* bytes free"), disk_errors(tmp_path / "gone/x"):
-        raise OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(DiskError, match=r"s3://b/x: cannot write"), disk_errors("s3://b/x"):
-        raise PermissionError(errno.EACCES, "Permission denied")
-    with pytest.raises(FileNotFoundError), disk_errors(tmp_path):
-        raise FileNotFoundError(errno.ENOENT, "no")
+def test_an_error_of_the_store_is_one_message_without_secrets(tmp_path: Path) -> None:
+    output = RemoteOutput("http://user:s3cret@127.0.0.1:9/set", tmp_path)
+    with pytest.raises(DiskError, match=r"OUT http://.*127\.0\.0\.1:9/set: ") as caught:
+        output.read("a")
+    assert "s3cret" not in str(caught.value) + output.place("a")
+
+
+def test_files_that_vanish_while_a_folder_is_looked_at_do_not_hide_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, scandir = LocalOutput(tmp_path), os.scandir
+    output.put("a/stays", b"x")
+    output.put("a/goes", b"x")
+
+    class Vanishing(list[os.DirEntry[str]]):
+        def __enter__(self) -> "Vanishing":
+            (tmp_path / "a/goes").unlink(missing_ok=True)
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    def slow(folder: Path) -> Vanishing:
+        with scandir(folder) as entries:
+            return Vanishing(entries)
+
+    monkeypatch.setattr(os, "scandir", slow)
+    assert list(output.files("a")) == ["stays"]

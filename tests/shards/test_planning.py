@@ -2,27 +2,30 @@
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from mpp.config import config
 from mpp.errors import ConfigError, DataError
-from mpp.shards.listing import open_listing
+from mpp.shards.listing import open_listing, write_listing
 from mpp.shards.options import FinalizeOptions, RunOptions, ShardOptions
+from mpp.shards.outputs import locked
 from mpp.shards.planning import plan, shares
 from mpp.shards.sharding import finalize_shards, plan_shards, run_shards, shard_corpus
 from mpp.sources.corpora import Source
+from mpp.sources.entries import Entry
 from mpp.sources.folders import Folder
 
 Corpus = Callable[..., Path]
 
 
-def planned(source: Path | str, out: Path, **options: Any) -> dict[str, Any]:
+def planned(source: Path | str, out: Path | str, **options: Any) -> dict[str, Any]:
     return plan(ShardOptions(source=str(source), out=str(out), workers=0, **options), Console(quiet=True))
 
 
@@ -123,3 +126,89 @@ def test_a_set_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no"):
         planned(tmp_path / "list.csv", tmp_path / "out")
     assert everything(tmp_path) == {"list.csv"}
+
+
+def test_a_plan_that_was_killed_is_no_stranger(corpus: Corpus, tmp_path: Path) -> None:
+    source, out = corpus("1.jpg", "2.jpg"), tmp_path / "out"
+    (out / ".mpp/listing.new").mkdir(parents=True)
+    (out / ".mpp/listing.new/train.arrow").write_bytes(b"half")
+    (out / ".mpp/lock").touch()
+    assert planned(source, out)["images"] == {"train": 2}
+
+
+def test_a_second_plan_leaves_the_work_of_the_first_alone(corpus: Corpus, tmp_path: Path) -> None:
+    source, out = corpus("1.jpg", "2.jpg"), tmp_path / "out"
+    with locked(out):
+        (out / ".mpp/listing.new").mkdir()
+        before = everything(tmp_path)
+        with pytest.raises(ConfigError, match="another mpp-shard is writing"):
+            planned(source, out)
+        assert everything(tmp_path) == before
+
+
+def test_a_set_keeps_its_format_while_its_sources_are_away(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = corpus("one", "two")  # JPEGs by their content alone
+
+    def gone(*_: object) -> bytes:
+        raise OSError("away")
+
+    assert planned(source, tmp_path / "out")["format"] == "jpg"
+    monkeypatch.setattr(Folder, "read", gone)
+    assert planned(source, tmp_path / "out")["format"] == "jpg"
+    assert planned(source, tmp_path / "other")["format"] == "png"
+
+
+def test_a_store_that_holds_something_else_is_left_alone(corpus: Corpus, tmp_path: Path) -> None:
+    source, theirs = corpus("1.jpg", "2.jpg"), tmp_path / "theirs/train/train-000000.tar"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"precious")
+    with pytest.raises(ConfigError, match="is not empty and was not written by mpp-shard"):
+        planned(source, f"file://{tmp_path}/theirs", work=tmp_path / "work")
+    assert theirs.read_bytes() == b"precious" and not (tmp_path / "work").exists()
+    with pytest.raises(ConfigError, match="one inside the other"):
+        planned(source, f"file://{source}/out", work=tmp_path / "work")
+
+
+@pytest.mark.parametrize("split", ["listing", "tmp", "lock", "../up", "", "a/b", ".hidden"])
+def test_a_split_that_cannot_be_a_folder_of_ours_is_refused(tmp_path: Path, split: str) -> None:
+    with pytest.raises(DataError, match="split"):
+        write_listing(tmp_path / "listing", [Named(split=split)], auto_labels=True)
+
+
+@config
+class Named:
+    """Lists one image in a split of any name."""
+
+    kind: Literal["named"] = "named"
+    split: str
+
+    def entries(self) -> Iterator[Entry]:
+        yield Entry(self.split, b"", "image", 1, None)
+
+    def classes(self) -> None:
+        return None
+
+    def describe(self) -> str:
+        return "named"
+
+    def read(self, split: str, place: bytes) -> bytes:
+        return b""
+
+
+def test_a_source_that_grows_while_shares_are_counted_gives_what_was_counted(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = corpus("1.jpg", "2.jpg")
+    (tmp_path / "mix.yaml").write_text("sources:\n- {source: source, limit: 2}\n")
+    listed, calls = Folder.entries, list[int]()
+
+    def growing(folder: Folder) -> Iterator[Entry]:
+        calls.append(1)
+        yield from listed(folder)
+        if len(calls) == 2:
+            yield Entry("train", b"3.jpg", "3.jpg", 1, None)
+
+    monkeypatch.setattr(Folder, "entries", growing)
+    assert planned(tmp_path / "mix.yaml", tmp_path / "out")["images"] == {"train": 2} and source.is_dir()

@@ -19,7 +19,7 @@ import pytest
 
 from mpp.errors import ConfigError, DataError
 from mpp.shards.engines import Ray, Slurm
-from mpp.shards.options import FinalizeOptions, RunOptions, ShardOptions
+from mpp.shards.options import FinalizeOptions, PlanOptions, RunOptions, ShardOptions
 from mpp.shards.sharding import finalize_shards, plan_shards, run_shards, shard_corpus
 from mpp.shards.shardset import open_shards, verify
 
@@ -54,7 +54,7 @@ def test_killed_twenty_times_and_continued_the_bytes_are_the_same(corpus: Corpus
         done = len(list(out.glob(".mpp/train/*.json")))
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
             # one half anywhere, from its start on; the other half in the middle of writing shards
-            until = time.monotonic() + (random.uniform(0, 1.5) if attempt % 2 else 60)
+            until = time.monotonic() + (60 if attempt % 2 else random.uniform(0, 1.5))
             while time.monotonic() < until and len(list(out.glob(".mpp/train/*.json"))) <= done:
                 time.sleep(0.001)
             time.sleep(random.uniform(0, 0.02))
@@ -207,7 +207,7 @@ def test_a_store_that_fsspec_knows_gets_the_bytes_of_a_folder(
     assert files(tmp_path / "store") == {
         name: digest for name, digest in files(tmp_path / "folder").items() if name != ".mpp/lock"
     }
-    assert not list(tmp_path.glob("store.work/train")), "no shard stays on the local disk"
+    assert not list(tmp_path.glob("store-*.work/train")), "no shard stays on the local disk"
     (tmp_path / "store/train/train-000001.tar").unlink()
     shard_corpus(ShardOptions(out=url, workers=0, **options))
     assert verify(tmp_path / "store", full=True).problems == ()
@@ -289,3 +289,61 @@ def test_clusters_that_lose_a_process_give_the_bytes_of_one_command(
     killer.join()
     assert killer.killed
     assert files(out) == files(tmp_path / "whole")
+
+
+def test_a_finished_set_with_a_missing_shard_says_what_writes_it_again(corpus: Corpus, tmp_path: Path) -> None:
+    source, out = str(corpus(*images(6))), tmp_path / "out"
+    shard_corpus(ShardOptions(source=source, out=str(out), shard_samples=2, workers=0))
+    (out / "train/train-000001.tar").unlink()
+    with pytest.raises(DataError, match=r"was finished, but 1 shards are missing(.|\n)*plan"):
+        run_shards(RunOptions(out=str(out), workers=0))
+    shard_corpus(ShardOptions(source=source, out=str(out), shard_samples=2, workers=0))
+    assert verify(out, full=True).problems == ()
+
+
+def test_a_strange_tar_among_the_shards_is_named_for_others_would_read_it(corpus: Corpus, tmp_path: Path) -> None:
+    options = ShardOptions(source=str(corpus(*images(6))), out=str(tmp_path / "out"), workers=0)
+    shard_corpus(options)
+    (tmp_path / "out/train/train-000009.tar").write_bytes(b"")
+    with pytest.raises(DataError, match=r"train-000009\.tar is no shard of this set"):
+        shard_corpus(options)
+
+
+def test_what_could_not_be_read_is_tried_again(corpus: Corpus, tmp_path: Path) -> None:
+    source, out = corpus(*images(6)), tmp_path / "out"
+    away = tmp_path / "away"
+    (source / "a/0.jpg").rename(away)
+    (source / "a/0.jpg").symlink_to(away)
+    options = ShardOptions(source=str(source), out=str(out), shard_samples=2, workers=0, max_refused=1)
+    plan_shards(PlanOptions(source=options.source, out=options.out, shard_samples=2, workers=0))
+    away.rename(tmp_path / "elsewhere")
+    run_shards(RunOptions(out=str(out), workers=0))
+    finalize_shards(FinalizeOptions(out=str(out), max_refused=1))
+    assert open_shards(out, "train").samples == 5
+    (tmp_path / "elsewhere").rename(away)
+    shard_corpus(options)
+    assert open_shards(out, "train").samples == 6
+    shard_corpus(ShardOptions(source=options.source, out=str(tmp_path / "whole"), shard_samples=2, workers=0))
+    assert files(out) == files(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGINT] * 2, [signal.SIGTERM]])
+def test_a_run_that_is_stopped_ends_soon_with_143_and_is_continued(
+    corpus: Corpus, tmp_path: Path, signals: list[signal.Signals]
+) -> None:
+    source, out = str(corpus(*images(3000))), tmp_path / "out"
+    command = [sys.executable, "-m", "mpp.shard", source, str(out), "shard_samples=50", "resize=8", "workers=2"]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as run:
+        while not list(out.glob(".mpp/train/*.json")):
+            time.sleep(0.01)
+        for number in signals:
+            os.killpg(run.pid, number)
+            time.sleep(0.2)
+        _, errors = run.communicate(timeout=15)
+    assert run.returncode == 143 or (len(signals) == 2 and run.returncode != 0), errors
+    assert "interrupted" in errors
+    assert subprocess.run(command, stdout=subprocess.DEVNULL, timeout=120, check=False).returncode == 0
+    assert open_shards(out, "train").samples == 3000

@@ -61,8 +61,8 @@ def test_a_speed_needs_two_shards_of_late(tmp_path: Path, corpus: Callable[..., 
     layout = status.open_layout(output)
     for part, known in (("0/3", False), ("1/3", True)):
         run_shards(RunOptions(out=out, task=part, workers=0))
-        rate = status._rate(output, layout, status.committed(output, layout)[0])
+        rate = status._rate(output, layout, status.committed(output, layout, status.shard_places(layout))[0])
         assert (rate is not None) == known
     for record in tmp_path.glob("out/.mpp/train/*.json"):
         os.utime(record, (1, 1))
-    assert status._rate(output, layout, status.committed(output, layout)[0]) is None
+    assert status._rate(output, layout, status.committed(output, layout, status.shard_places(layout))[0]) is None

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mpp.errors import DiskError
 from mpp.shards.images import Accepted
@@ -21,6 +23,7 @@ from mpp.shards.outputs import LocalOutput
 from mpp.shards.sharding import plan_shards
 from mpp.shards.shardset import MEMBER
 from mpp.shards.writer import ShardTask, sample_members, tar_header, write_shard
+from mpp.sources.files import printable
 
 NAME = "train/train-000000.tar"
 Jpeg = Callable[[int], bytes]
@@ -147,6 +150,16 @@ def test_a_full_disk_is_one_message_and_leaves_no_partial_file(tmp_path: Path, j
     assert "cannot write" in note.read_text()
     write_shard(task)
     assert not note.exists()
+
+
+@given(st.text(max_size=20).map(printable), st.tuples(st.integers(1, 10**6), st.integers(1, 10**6)))
+def test_the_json_is_written_as_the_standard_library_does(source: str, size: tuple[int, int]) -> None:
+    image = Accepted(b"", size, (7, 8), ("mode_I;16", "encoded_jpg"), "PNG", "I;16")
+    fields = {"key": "000000001", "source": source, "sha256": "f" * 64, "width": size[0], "height": size[1]}
+    fields |= {"original_width": 7, "original_height": 8, "transform": "mode_I;16,encoded_jpg"}
+    members = sample_members("000000001", 3, source, image, "f" * 64, "jpg")
+    assert members == {"cls": b"3", "jpg": b"", "json": json.dumps(fields, ensure_ascii=False).encode()}
+    assert list(members) == ["cls", "jpg", "json"]
 
 
 @pytest.mark.parametrize("letter", ["a", "ü", "\n", "日"])

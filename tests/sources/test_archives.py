@@ -14,10 +14,11 @@ import pytest
 
 from mpp.config import dump, resolve
 from mpp.errors import ConfigError, DataError
-from mpp.sources.archives import Archives, around_of, facts_of, open_archives
+from mpp.sources.archives import Archives, around_of, folder_in, open_archives
 from mpp.sources.entries import Entry
 from mpp.sources.files import MAX_FILE_BYTES
 from mpp.sources.folders import Folder
+from mpp.sources.splits import place_of
 
 Jpeg = Callable[[int], bytes]
 
@@ -92,7 +93,8 @@ def test_folders_in_an_archive_are_labels_and_its_own_stem_is_only_where_asked_f
 def test_paths_say_the_split_and_the_class(name: str, path: str, split: str | None, folder: str | None) -> None:
     for around in (around_of(name, Path(name).name), around_of("", Path(name).name)):
         if "/" not in name or around.prefix:
-            assert facts_of(around, path)[::2] == (split, folder)
+            place = place_of(folder_in(around, path), None)
+            assert (place.split or around.split, place.folder) == (split, folder)
 
 
 def test_split_folders_in_an_archive_hold_all_images_or_none(tmp_path: Path, jpeg: Jpeg) -> None:
@@ -132,8 +134,8 @@ def test_a_sample_without_a_class_has_no_label_and_is_an_error_where_classes_are
 
 
 def test_samples_of_one_key_in_a_row_keep_their_own_classes(tmp_path: Path, jpeg: Jpeg) -> None:
-    members = [("a.jpg", jpeg(0)), ("a.cls", b"0"), ("a.jpg", jpeg(1)), ("a.cls", b"1"), ("a.seg.png", b"x")]
-    expected = [("a.jpg", 0), ("a.jpg#2", 1), ("a.seg.png", 1)]
+    members = [("a.jpg", jpeg(0)), ("a.cls", b"0"), ("a.jpg", jpeg(1)), ("a.cls", b"1")]
+    expected = [("a.jpg", 0), ("a.jpg#2", 1)]
     assert labels_of(pack(tmp_path / "x.tar", members)) == expected
 
 
@@ -233,3 +235,63 @@ def test_archives_without_images_and_classes_that_are_books_are_named(tmp_path: 
         entries(pack(tmp_path / "a.tar", [("notes.txt", b"x")]))
     with pytest.raises(DataError, match=r"1\.cls has 300 bytes, a class at most 256"):
         entries(pack(tmp_path / "b.tar", [("1.jpg", jpeg(1)), ("1.cls", b"9" * 300)]))
+
+
+def test_a_class_that_the_index_has_not_is_named(tmp_path: Path, jpeg: Jpeg) -> None:
+    (tmp_path / "index.json").write_text(json.dumps({"classes": ["cat", "dog"]}))
+    known = webdataset(tmp_path / "x.tar", jpeg, ["1", "cat"])
+    assert [label for _, label in labels_of(known)] == [1, "cat"]
+    for members in ([("1.jpg", jpeg(1)), ("1.cls", b"emu")], [("emu/1.jpg", jpeg(1))]):
+        with pytest.raises(DataError, match=r"1\.jpg is of class emu, none of the 2 in index\.json"):
+            entries(pack(tmp_path / "x.tar", members))
+
+
+def test_links_and_devices_without_an_extension_are_no_images(tmp_path: Path, jpeg: Jpeg) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name, kind in (
+            ("latest", tarfile.SYMTYPE),
+            ("dev/null", tarfile.CHRTYPE),
+            ("train/1.jpg", tarfile.REGTYPE),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname, info.size = kind, "train", len(jpeg(1)) * (kind == tarfile.REGTYPE)
+            tar.addfile(info, io.BytesIO(jpeg(1)))
+    archives = opened(tmp_path / "x.tar")
+    assert [entry.source for entry in archives.entries()] == ["train/1.jpg"]
+    assert archives.describe().endswith("x.tar; passed over: 2 files (no extension 2)")
+
+
+def test_what_is_passed_over_is_counted_and_archives_that_are_not_read_are_named(tmp_path: Path, jpeg: Jpeg) -> None:
+    root = tmp_path / "set"
+    pack(root / "a.tar", [("1.jpg", jpeg(1)), ("1.txt", b"a cat"), ("2.jpg", jpeg(2)), ("2.txt", b"a dog")])
+    (root / "b.tar.zst").write_bytes(b"x")
+    archives = opened(root)
+    for _ in range(2):
+        assert len(list(archives.entries())) == 2
+        assert archives.describe() == (
+            f"archives under {root}; passed over: 3 files (.txt 2, .tar.zst 1), "
+            "of which b.tar.zst is an archive that is not read"
+        )
+
+
+def test_which_image_of_a_sample_is_meant_must_be_said(tmp_path: Path, jpeg: Jpeg) -> None:
+    members = [(f"{n}.{kind}", jpeg(n)) for n in (1, 2) for kind in ("jpg", "seg.png")]
+    archive = pack(tmp_path / "x.tar", members)
+    with pytest.raises(
+        ConfigError, match=r"x\.tar: samples with 2 images each \(jpg, seg\.png at 1\.jpg\)(.|\n)*image=jpg"
+    ):
+        entries(archive)
+    for image, names in ((".JPG", ["1.jpg", "2.jpg"]), ("seg.png", ["1.seg.png", "2.seg.png"])):
+        chosen = open_archives(archive, "auto", tmp_path, image=image)
+        assert [entry.source for entry in chosen.entries()] == names
+        assert "passed over: 2 files" in chosen.describe()
+    with pytest.raises(DataError, match="no images with the extension webp in it; passed over: 4 files"):
+        list(open_archives(archive, "auto", tmp_path, image="webp").entries())
+    described = pack(tmp_path / "y.tar", [("1.jpg", jpeg(1)), ("1.png", jpeg(2)), ("1.cls", b"0")])
+    with pytest.raises(ConfigError, match="jpg, png at"):
+        entries(described)
+
+
+def test_dots_in_the_names_of_plain_archives_make_no_samples(tmp_path: Path, jpeg: Jpeg) -> None:
+    names = ["2024.01.jpg", "2024.02.jpg", "a.jpg", "a.png"]
+    assert [name for name, _ in labels_of(pack(tmp_path / "x.tar", [(name, jpeg(1)) for name in names]))] == names

@@ -80,3 +80,13 @@ def test_a_file_that_vanishes_after_the_listing_cannot_be_read(corpus: Corpus) -
 def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no images under this folder"):
         entries(tmp_path)
+
+
+def test_what_is_passed_over_is_counted(corpus: Corpus) -> None:
+    root = corpus("train2017/1.jpg", "val2017/2.jpg", "val2017/3.photo", "notes.txt", ".hidden")
+    folder = Folder(root=root)
+    for _ in range(2):
+        assert [entry.split for entry in folder.entries()] == ["train", "validation"]
+        assert folder.describe() == f"folder {root}; passed over: 2 files (.photo 1, .txt 1)"
+    with pytest.raises(DataError, match=r"no images under this folder; passed over: 1 file \(\.photo 1\)"):
+        entries(corpus("4.photo", folder="other"))

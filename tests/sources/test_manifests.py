@@ -103,9 +103,9 @@ def test_numbers_of_json_and_parquet_are_labels_and_other_values_are_not(tmp_pat
         ('{"path": "1.jpg"}\n{"path": 7}\n', r":2: column 'path' is 7, expected a path"),
         ('{"path": "1.jpg"}\n{"path": "a\\u0000b"}\n', r":2: column 'path' is a\\x00b, expected a path"),
         ('{"path": "1.jpg"}\n{"path": "\\ud800"}\n', r":2: column 'path' is \\ud800, expected a path"),
-        ('{"path": "1.jpg"}\n{"file": "2.jpg"}\n', r":2: no column 'path'"),
+        ('{"path": "1.jpg"}\n{"id": 2}\n', r":2: no column 'path'"),
         ('{"path": "1.jpg", "split": "../x"}\n', r":1: split '\.\./x' is no name"),
-        ('{"path": "1.jpg", "split": null}\n', r":1: split None is no name"),
+        ('{"path": "1.jpg", "split": 3}\n', r":1: split 3 is no name"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_named_by_its_line(tmp_path: Path, text: str, message: str) -> None:
@@ -166,3 +166,42 @@ def test_a_manifest_without_rows_is_named(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("path\n")
     with pytest.raises(DataError, match="no rows"):
         entries(tmp_path / "list.csv")
+
+
+def test_columns_are_found_whatever_their_letters_and_may_be_missing_in_json_rows(tmp_path: Path) -> None:
+    file = tmp_path / "list.csv"
+    file.write_text("Path,Label,SPLIT\n1.jpg,cat,train\n2.jpg,dog,test\n3.jpg,dog,\n")
+    assert [entry[::4] for entry in entries(file)] == [("train", "cat"), ("test", "dog"), ("train", "dog")]
+    file = tmp_path / "list.jsonl"
+    file.write_text('{"path": "1.jpg"}\n{"path": "2.jpg", "label": "cat", "split": "test"}\n')
+    assert [entry[::4] for entry in entries(file)] == [("train", None), ("test", "cat")]
+    with pytest.raises(DataError, match=r"list\.jsonl:1: no label in 'label'"):
+        entries(file, "Label")
+
+
+@pytest.mark.parametrize("name", ["list.csv", "standard-input.txt"])
+def test_labels_can_come_from_a_mapping_file(corpus: Corpus, jpeg: Jpeg, tmp_path: Path, name: str) -> None:
+    root = corpus("a/1.jpg", "2.jpg")
+    (root / name).write_text(("path\n" if name == "list.csv" else "") + "a/1.jpg\n2.jpg\n")
+    (tmp_path / "labels.csv").write_text("1.jpg,cat\n2.jpg,dog\n")
+    found = opened(root / name, str(tmp_path / "labels.csv"))
+    assert [entry.label for entry in found.entries()] == ["cat", "dog"]
+    assert found.describe().endswith(f"labels from {tmp_path / 'labels.csv'}")
+    with pytest.raises(ConfigError, match=r"labels=none\.csv: no such file"):
+        opened(root / name, "none.csv")
+
+
+def test_backslashes_are_slashes_where_the_file_as_written_is_not_there(corpus: Corpus, jpeg: Jpeg) -> None:
+    root = corpus("sub/1.jpg", "as\\written.jpg")
+    file = write(root / "list.csv", [{"path": "sub\\1.jpg"}, {"path": "as\\written.jpg"}, {"path": "gone\\1.jpg"}])
+    listed = entries(file)
+    assert [entry.source for entry in listed] == ["sub/1.jpg", "as\\written.jpg", "gone\\1.jpg"]
+    assert [opened(file).read("train", entry.place) for entry in listed[:2]] == [jpeg(0), jpeg(1)]
+
+
+def test_urls_that_are_none_are_listed_and_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_bytes(b"url\nhttp://[::1/a.jpg\nhttp://127.0.0.1:1/a.jpg?x=\xe9\n")
+    listed = entries(tmp_path / "list.csv")
+    assert [entry.source for entry in listed] == ["http://...", "http://127.0.0.1:1/a.jpg?x=..."]
+    with pytest.raises(OSError, match=r"http://\.\.\.: \w+"):
+        opened(tmp_path / "list.csv").read("train", listed[0].place)

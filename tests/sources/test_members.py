@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpp.sources.members import DistinctNames, Window, WindowStream, open_window
+from mpp.sources.members import DistinctNames, WindowStream, open_window
 
 
 def test_a_window_shows_its_stretch_alone(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(range(10)))
     with open_window(tmp_path / "file") as whole:
         assert (whole.begin, whole.end) == (0, 10)
-        window = Window(whole.descriptor, 2, 6)
+        window = whole._replace(begin=2, end=6)
         assert window.read(3, 100) == bytes([3, 4, 5])
         assert [window.read(offset, 5) for offset in (-1, 1, 6, 2**70)] == [b""] * 4
         assert window.read_exactly(2, 4) == bytes([2, 3, 4, 5])

@@ -22,7 +22,9 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ".tar.gz": gzip.compress,
     ".tgz": gzip.compress,
     ".tar.bz2": bz2.compress,
+    ".tbz2": bz2.compress,
     ".tar.xz": lzma.compress,
+    ".txz": lzma.compress,
 }
 
 
@@ -147,3 +149,29 @@ def test_archives_are_known_by_their_names() -> None:
     names = ["a.tar", "b/A.TAR.GZ", "c.zip", "d.gz", "e.tar.zst", "tar"]
     assert [is_archive(name) for name in names] == [True, True, True, False, False, False]
     assert [without_suffix(name) for name in names] == ["a", "b/A", "c", "d.gz", "e.tar.zst", "tar"]
+
+
+def test_two_archives_never_share_what_was_unpacked_from_them(tmp_path: Path) -> None:
+    for name, data in (("1", b"one"), ("2", b"two")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.tgz").write_bytes(gzip.compress(tarred({"1.jpg": data}), 0, mtime=0))
+        os.utime(tmp_path / name / "x.tgz", ns=(1, 1))
+    assert (tmp_path / "1/x.tgz").stat().st_size == (tmp_path / "2/x.tgz").stat().st_size
+    found = []
+    for name in ("1", "2"):
+        for item in files_in(tmp_path / name / "x.tgz", "", tmp_path / "spool"):
+            found.append(read_place(item.place, tmp_path / name / "x.tgz", tmp_path / "spool"))
+    assert found == [b"one", b"two"]
+
+
+@pytest.mark.parametrize("field", ["size", "crc"])
+def test_an_inner_archive_that_is_not_what_its_zip_promises_is_damage_and_leaves_nothing(
+    tmp_path: Path, field: str
+) -> None:
+    raw = bytearray(zipped({"in.tar": tarred(FILES)}))
+    entry = raw.index(b"PK\1\2")
+    begin = entry + {"size": 24, "crc": 16}[field]
+    raw[begin : begin + 4] = (1000).to_bytes(4, "little")
+    with pytest.raises(Damaged, match=r"in in\.tar: .*(the zip promises 1000|checksum)"):
+        listed(tmp_path, "x.zip", bytes(raw))
+    assert list((tmp_path / "spool").iterdir()) == []

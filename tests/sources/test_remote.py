@@ -1,5 +1,6 @@
 """URLs are read with patience and within bounds, and errors show nothing that is secret."""
 
+import asyncio
 import errno
 import socket
 import threading
@@ -8,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
+import fsspec.asyn
 import pytest
 
 from mpp.errors import ConfigError
@@ -107,7 +109,7 @@ def test_what_does_not_come_is_an_error_with_status_and_first_bytes(
 ) -> None:
     with pytest.raises(OSError, match=message) as caught:
         read_url(f"http://me:sesame@{server.address}/{path}?token=sesame&size=3")
-    assert f"http://{server.address}/{path}?token=...&size=3: " in str(caught.value)
+    assert f"http://{server.address}/{path}?token=...&size=...: " in str(caught.value)
     assert "sesame" not in str(caught.value)
     assert server.asked.count(f"/{path}") == tries
 
@@ -170,7 +172,30 @@ def test_a_scheme_whose_package_is_missing_is_named_with_it(monkeypatch: pytest.
 
 def test_what_is_shown_of_a_url_holds_no_secret() -> None:
     assert redact("https://me:pw@host:80/a/b.jpg?X-Amz-Signature=ab&v=1&apikey=c#t") == (
-        "https://host:80/a/b.jpg?X-Amz-Signature=...&v=1&apikey=..."
+        "https://host:80/a/b.jpg?X-Amz-Signature=...&v=...&apikey=..."
     )
     assert redact("s3://bucket/a b.jpg") == "s3://bucket/a b.jpg"
     assert redact("https://h/\x1b[2J") == "https://h/\\x1b[2J"
+    assert redact("https://h/a.jpg?sesame&pwd=sesame;x=sesame&b") == "https://h/a.jpg?...&pwd=...&..."
+    assert redact("https://me:sesame@[::1/a.jpg") == "https://..."
+    assert redact("https://h/a.jpg?\udce9=\udce9") == "https://h/a.jpg?\\xe9=..."
+
+
+class StalledStore(fsspec.asyn.AsyncFileSystem):
+    """A store that answers for the key ``quick`` alone."""
+
+    protocol = "stalled"
+
+    async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **rest: object) -> bytes:
+        if not path.endswith("quick"):
+            await asyncio.sleep(60)
+        return IMAGE[start:end]
+
+
+def test_stores_that_stall_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec.register_implementation("stalled", StalledStore, clobber=True)
+    monkeypatch.setattr(remote, "SECONDS", 0.05)
+    monkeypatch.setattr(remote, "TRIES", 1)
+    assert read_url("stalled://bucket/quick") == IMAGE
+    with pytest.raises(OSError, match=r"stalled://bucket/slow: \w*Timeout"):
+        read_url("stalled://bucket/slow")

@@ -64,8 +64,10 @@ def test_a_line_that_is_no_row_is_named(tmp_path: Path, name: str, text: str, me
 def test_a_line_without_an_end_is_not_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "LONGEST_LINE", 100)
     (tmp_path / "x.jsonl").write_text('{"path": "' + "a" * 1000 + '"}\n')
-    with pytest.raises(DataError, match=r"x\.jsonl:1: more than 100 characters"):
-        list(read_rows(tmp_path / "x.jsonl"))
+    (tmp_path / "x.csv").write_text("path\n" + "a," * 1000)
+    for name, line in (("x.jsonl", 1), ("x.csv", 2)):
+        with pytest.raises(DataError, match=rf"{name}:{line}: more than 100 characters"):
+            list(read_rows(tmp_path / name))
 
 
 def test_files_that_are_empty_missing_or_no_parquet_are_named(tmp_path: Path) -> None:
@@ -87,5 +89,24 @@ def test_a_column_is_the_one_asked_for_or_the_only_known_one() -> None:
     assert one_column(("id",), rows.PATHS, None, "x.csv", "image") is None
     with pytest.raises(ConfigError, match=r"path and url could both be the image column"):
         one_column(("path", "url"), rows.PATHS, None, "x.csv", "image")
+    assert one_column(("ID", "Url"), rows.PATHS, None, "x.csv", "image") == "Url"
+    assert one_column(("Id", "ID"), rows.PATHS, "ID", "x.csv", "image") == "ID"
+    with pytest.raises(ConfigError, match=r"image=id: no such column in x\.csv; there are Id, ID"):
+        one_column(("Id", "ID"), rows.PATHS, "id", "x.csv", "image")
     with pytest.raises(ConfigError, match=r"image=pic: no such column in x\.csv; there are path, url"):
         one_column(("path", "url"), rows.PATHS, "pic", "x.csv", "image")
+
+
+def test_the_columns_of_json_lines_are_those_of_all_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.jsonl").write_text('{"path": "1.jpg"}\n{"label": 1, "path": "2.jpg"}\n')
+    assert column_names(tmp_path / "x.jsonl") == ("path", "label")
+    monkeypatch.setattr(rows, "MOST_COLUMNS", 1)
+    with pytest.raises(DataError, match=r"x\.jsonl:2: more than 1 columns"):
+        column_names(tmp_path / "x.jsonl")
+
+
+def test_semicolons_are_known_by_the_header_and_empty_rows_are_skipped(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes(b"\xef\xbb\xbfpath;label\r\na, b.jpg;3\r\n;\r\n")
+    assert list(read_rows(tmp_path / "x.csv")) == [Row(2, {"path": "a, b.jpg", "label": "3"})]
+    (tmp_path / "y.csv").write_text('path,a;b\n1.jpg,3\n"",\n')
+    assert list(read_rows(tmp_path / "y.csv")) == [Row(2, {"path": "1.jpg", "a;b": "3"})]

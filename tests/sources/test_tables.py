@@ -100,7 +100,8 @@ def test_columns_of_a_dataset_can_be_named(parquet: Path) -> None:
     assert [entry.label for entry in shades.entries()] == [0, 1, 2, 0, 1, 0, 1]
     assert [entry.label for entry in opened(parquet, "name").entries()][:3] == ["n0", "n1", "n0"]
     assert {entry.label for entry in opened(parquet, "none").entries()} == {None}
-    with pytest.raises(ConfigError, match="image=pic: no such column; there are picture, animal, shade, name"):
+    assert opened(parquet, "NAME", "Picture").label == "name"
+    with pytest.raises(ConfigError, match=r"image=pic: no such column in .*; there are picture, animal, shade, name"):
         opened(parquet, "auto", "pic")
     with pytest.raises(ConfigError, match="labels=folders: no such column"):
         opened(parquet, "folders")

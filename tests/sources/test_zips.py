@@ -155,3 +155,21 @@ def test_a_bomb_is_left_after_what_it_promised(tmp_path: Path) -> None:
     header, method, packed_size, _, crc = member.place
     with pytest.raises(OSError, match=r"^\d{4,6} or more bytes, the zip promises 1000"):
         read(tmp_path, member._replace(place=(header, method, packed_size, 1000, crc)))
+
+
+def test_nothing_is_read_behind_the_end_of_what_was_packed(tmp_path: Path) -> None:
+    member = walked(tmp_path, packed())[0]
+    header, method, _, size, crc = member.place
+    with open(tmp_path / "x.zip", "r+b") as file:
+        file.truncate(2**30)
+    assert read(tmp_path, member._replace(place=(header, method, 2**30 - 100, size, crc))) == FILES[0][1]
+
+
+def test_backslashes_in_names_are_slashes(tmp_path: Path) -> None:
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as archive:
+        for name in ("pets\\cat\\1.jpg", "pets\\"):
+            info = zipfile.ZipInfo("x")
+            info.filename = name
+            archive.writestr(info, b"x")
+    assert [member.name for member in walked(tmp_path, target.getvalue())] == ["pets/cat/1.jpg"]
