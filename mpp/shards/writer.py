@@ -32,6 +32,7 @@ from mpp.sources.files import printable
 
 LAYOUT = f"{RECORDS}/layout.json"
 FAILED = f"{RECORDS}/failed"
+REASONS = {errno.EFBIG: "too_large", errno.ESTALE: "changed"}  # of sources that cannot be read
 BLOCK, RECORD = 512, 10_240  # tar's units, bytes
 BUFFER = 2**18  # bytes written at a time: takes half the time of writing each sample
 # A header is name, MODE_OWNER, size, TIME, checksum, TYPE_MAGIC; in the checksum its own eight bytes count as blanks.
@@ -208,7 +209,7 @@ class _OpenShard:
         try:
             raw = self.listing.read(self.plan.split, row)
         except OSError as error:
-            reason = "too_large" if error.errno == errno.EFBIG else "unreadable"
+            reason = REASONS.get(error.errno or 0, "unreadable")
             self.refusals.append((row.source, reason, printable(error.strerror or str(error)), ""))
             return
         except MemoryError:

@@ -22,7 +22,7 @@ from mpp.sources.mappings import MAPPINGS
 from mpp.sources.nested import ARCHIVES, NOT_READ, is_archive
 from mpp.sources.remote import redact, scheme_of
 from mpp.sources.rows import PATHS, TABLES
-from mpp.sources.splits import DEFAULT, split_name, word_split
+from mpp.sources.splits import DEFAULT, only_word, split_name
 from mpp.sources.tables import Dataset, open_dataset
 
 OneCorpus = Folder | Dataset | Archives | Manifest
@@ -112,7 +112,7 @@ def find_sources(source: str, labels: str, image: str | None, spool: Path) -> tu
 def _open_line(file: Path, line: SourceLine, labels: str, image: str | None, spool: Path) -> Source:
     words = _labels_beside(file, line.labels) if line.labels is not None else labels
     place = _beside(file, line.source)
-    otherwise = DEFAULT if line.split else word_split(Path(place).name) or DEFAULT
+    otherwise = DEFAULT if line.split else only_word(Path(place).name) or DEFAULT
     found = find_corpus(place, words, line.image or image, spool, otherwise)
     split = split_name(line.split, f"{file}, {line.source}") if line.split else None
     corpus = OneSplit(corpus=found, split=split) if split else found
@@ -178,7 +178,7 @@ def find_corpus(source: str, labels: str, image: str | None, spool: Path, otherw
     if root.is_dir():
         return _find_folder(root, labels, image, spool, otherwise or DEFAULT)
     if root.exists():
-        return _find_file(root, labels, image, spool, otherwise or word_split(root.name) or DEFAULT)
+        return _find_file(root, labels, image, spool, otherwise or only_word(root.name) or DEFAULT)
     if re.fullmatch(HUB_NAME, source) and not Path(source).parent.exists():
         return open_dataset(source, [], labels, image, otherwise=otherwise or DEFAULT)
     raise ConfigError(f"{source}: no such folder or file", fix="name an existing one, or a Hub dataset as OWNER/NAME")

@@ -22,6 +22,12 @@ class Window(NamedTuple):
     end: int
     path: str
 
+    @property
+    def stamp(self) -> bytes:
+        """Return size and time of the file, by which a change is noticed."""
+        status = os.fstat(self.descriptor)
+        return b"%x.%x" % (status.st_size, status.st_mtime_ns)
+
     def read(self, offset: int, size: int) -> bytes:
         """Return ``size`` bytes from ``offset`` on, fewer at the end of the window, none outside of it."""
         if not self.begin <= offset < self.end:

@@ -5,6 +5,7 @@ ever used as a path.
 """
 
 import bz2
+import errno
 import gzip
 import hashlib
 import io
@@ -85,19 +86,22 @@ def files_in(path: Path, name: str, spool: Path) -> Iterator[Item]:
     ``DiskError`` where there is no room in ``spool``.
     """
     with open_window(path) as window:
-        yield from _entered(window, OUTER + os.fsencode(name), path.name, "", 1, spool)
+        yield from _entered(window, OUTER + os.fsencode(name) + b"\0" + window.stamp, path.name, "", 1, spool)
 
 
 def read_place(place: bytes, root: Path, spool: Path) -> bytes:
     """Return the bytes of the file at ``place``, whose archive was found under ``root``.
 
-    Raises ``OSError`` where they cannot be read, and for what :func:`files_in` knew that cannot.
+    Raises ``OSError`` where they cannot be read, ESTALE where the archive has changed since, and for what
+    :func:`files_in` knew that cannot be read.
     """
-    head, *numbers = place.split(b"\0")
-    if head.startswith(REFUSED):
-        raise OSError(head[1:].decode())
+    if place.startswith(REFUSED):
+        raise OSError(place[1:].decode())
+    head, stamp, *numbers = place.split(b"\0")
     folder = root if head.startswith(OUTER) else spool
     with open_window(folder / os.fsdecode(head[1:]) if head[1:] else folder) as window:
+        if stamp and stamp != window.stamp:
+            raise OSError(errno.ESTALE, "the archive has changed since it was listed")
         return _read(window, tuple(map(int, numbers)))
 
 
@@ -164,7 +168,7 @@ def _unpacked(chunks: Iterable[bytes], window: Window, what: bytes, spool: Path)
             finally:
                 unfinished.unlink(missing_ok=True)
     with open_window(target) as unpacked:
-        yield unpacked, SPOOLED + os.fsencode(target.name)
+        yield unpacked, SPOOLED + os.fsencode(target.name) + b"\0"
 
 
 def _decompressed(window: Window, name: str) -> Iterator[bytes]:

@@ -9,9 +9,12 @@ from typing import Any, NamedTuple
 from mpp.errors import DataError
 from mpp.sources.files import printable
 
-SPLIT_OF = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+SPLIT_OF = {
+    **{"train": "train", "training": "train", "test": "test", "testing": "test"},
+    **{"val": "validation", "valid": "validation", "validation": "validation"},
+}
 DEFAULT = "train"
-WORDS = re.compile(r"(?<![a-z])(train|validation|valid|val|test)(?![a-z])")
+WORDS = re.compile(r"(?<![a-z])(training|train|validation|valid|val|testing|test)(?![a-z])")
 
 
 class Place(NamedTuple):
@@ -45,6 +48,17 @@ def word_split(path: str) -> str | None:
     return None
 
 
+def only_word(name: str) -> str | None:
+    """Return the split that is a word of ``name``, None where it has none or those of several."""
+    found = _words(name)
+    return found[0] if len(found) == 1 else None
+
+
+@lru_cache(maxsize=1024)
+def _words(name: str) -> tuple[str, ...]:
+    return tuple(sorted({SPLIT_OF[word] for word in WORDS.findall(name.lower())}))
+
+
 def split_depth(folders: Iterable[str]) -> int | None:
     """Return how many folders stand above those that have a split in their name; None where that is not so everywhere.
 
@@ -57,9 +71,9 @@ def split_depth(folders: Iterable[str]) -> int | None:
         top = top or parts[0]
         if top.lower() in SPLIT_OF:
             return 0
-        if _only_word(parts[0]) is None:
+        if only_word(parts[0]) is None:
             depths.discard(0)
-        if parts[0] != top or len(parts) < 2 or _only_word(parts[1]) is None:
+        if parts[0] != top or len(parts) < 2 or only_word(parts[1]) is None:
             depths.discard(1)
         if not depths:
             return None
@@ -75,9 +89,9 @@ def place_of(folder: str, depth: int | None) -> Place:
     parts = folder.split("/") if folder else []
     above = depth or 0
     name = parts[above] if len(parts) > above else ""
-    split = SPLIT_OF.get(name.lower()) if depth is None else _only_word(name)
+    split = SPLIT_OF.get(name.lower()) if depth is None else only_word(name)
     rest = parts[above + 1 :] if split else parts
-    strays = () if split else (_only_word(name), *(SPLIT_OF.get(part.lower()) for part in parts[1:]))
+    strays = () if split else (only_word(name), *(SPLIT_OF.get(part.lower()) for part in parts[1:]))
     return Place(split, rest[0] if rest else None, next(filter(None, strays), None))
 
 
@@ -88,7 +102,7 @@ class SplitFolders:
     inside: set[str] = field(default_factory=set)
     outside: str | None = None
     strays: dict[str, str] = field(default_factory=dict)
-    bare: bool = False
+    bare: str | None = None
 
     def note(self, place: Place, path: str, otherwise: str | None = None) -> None:
         """Note where an image lies; ``otherwise`` is the split that it has already where its folder names none."""
@@ -98,7 +112,7 @@ class SplitFolders:
         if otherwise is None:
             self.outside = self.outside or path
         if place.stray is None:
-            self.bare = True
+            self.bare = self.bare or path
         else:
             self.strays.setdefault(place.stray, path)
 
@@ -110,14 +124,5 @@ class SplitFolders:
         if len(self.strays) > 1 or (self.strays and not self.bare and DEFAULT not in self.strays):
             shown = ", ".join(printable(path) for _, path in sorted(self.strays.items()))
             found = f"{shown}: folders named after splits count at the top, where every image lies in one"
-            raise DataError(f"{where}: {found}", fix="move them to the top, or name one of their folders as SOURCE")
-
-
-@lru_cache(maxsize=1024)
-def _words(name: str) -> tuple[str, ...]:
-    return tuple(sorted({SPLIT_OF[word] for word in WORDS.findall(name.lower())}))
-
-
-def _only_word(name: str) -> str | None:
-    found = _words(name)
-    return found[0] if len(found) == 1 else None
+            found += f", and {printable(self.bare)} lies in none" if self.bare else ""
+            raise DataError(f"{where}: {found}", fix="move them to the top, or make a .yaml of sources with split:")

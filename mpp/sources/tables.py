@@ -14,7 +14,7 @@ from mpp.config import config
 from mpp.errors import ConfigError, DataError
 from mpp.sources.entries import UNKNOWN, Entry
 from mpp.sources.files import file_size, printable, read_file
-from mpp.sources.rows import one_column
+from mpp.sources.rows import LABELS, one_column
 from mpp.sources.splits import DEFAULT, SPLIT_OF, word_split
 
 AS_MANIFESTS = "where they hold paths or URLs, name one parquet file as SOURCE, or several in a .yaml"
@@ -31,6 +31,7 @@ class Dataset:
     label: str | None = Field(None, description="column of the labels")
     names: tuple[str, ...] | None = Field(None, description="names of the labels where those are numbers")
     left_out: dict[str, int] = Field(default_factory=dict, description="rows of the splits without any label")
+    unused: dict[str, str] = Field(default_factory=dict, description="columns that one may expect to be used, and how")
 
     def entries(self) -> Iterator[Entry]:
         """Yield every row, in the order of the table; ``place`` is its number."""
@@ -54,6 +55,7 @@ class Dataset:
             f"; {split} left out: none of its {count:,} images has a label in {self.label!r} (labels=none takes it)"
             for split, count in self.left_out.items()
         ]
+        why += [f"; its column {name!r} is not used ({how})" for name, how in self.unused.items()]
         return f"dataset {self.root}, image column {self.image!r}" + "".join(why)
 
     def read(self, split: str, place: bytes) -> bytes:
@@ -118,7 +120,16 @@ def open_dataset(
         label=label,
         names=tuple(names) if label is not None and (names := getattr(features[label], "names", None)) else None,
         left_out={name: len(loaded[name]) for name in bare},
+        unused=_unused(features, label, labels) if len(loaded) == 1 else {},
     )
+
+
+def _unused(features: Mapping[str, Any], label: str | None, labels: str) -> dict[str, str]:
+    """Return the columns whose names promise labels or splits and that are not taken for them."""
+    named = {name: name.lower() for name in features}
+    unlabelled = label is None and labels == "auto"
+    found = {name: f"labels={name} takes it" for name, lower in named.items() if unlabelled and lower in LABELS}
+    return found | {name: "files are split by their names" for name, lower in named.items() if lower == "split"}
 
 
 def _check_images(table: Any, column: str) -> None:

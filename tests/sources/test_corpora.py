@@ -237,6 +237,8 @@ def test_a_single_file_named_after_a_split_is_that_split_where_nothing_in_it_say
     files = ("validation.parquet", "test.csv", "my-val.jsonl", "x-test.tar", "x.tar")
     found = splits_of(find(everything / name) for name in files)
     assert found == ["validation", "test", "train", "validation", "test", "train"]
+    (everything / "train_val.csv").write_text("path,split\nfolder/1.jpg,val\n")
+    assert splits_of([find(everything / "train_val.csv")]) == ["validation"]
 
 
 def test_sources_of_a_list_are_the_splits_that_they_are_named_after_or_told_to_be(

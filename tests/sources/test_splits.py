@@ -77,7 +77,9 @@ def test_images_lie_all_in_split_folders_or_none_does() -> None:
 
 @pytest.mark.parametrize("folders", [("cat/train", "cat/test"), ("cat/test", "dog/test"), ("a_train", "b_val", "cat")])
 def test_split_folders_that_count_nowhere_are_named(folders: tuple[str, ...]) -> None:
-    with pytest.raises(DataError, match=r"here: .*1\.jpg: folders named after splits count at the top"):
+    with pytest.raises(
+        DataError, match=r"here: .*1\.jpg: folders named after splits count at the top, where every image lies in one"
+    ):
         noted(*folders).check("here")
 
 
@@ -91,3 +93,8 @@ def test_a_split_is_named_by_letters_and_digits() -> None:
     for name in ("../x", "", None, "a b"):
         with pytest.raises(DataError, match=r"here: split .* is no name"):
             split_name(name, "here")
+
+
+def test_an_image_beside_split_folders_with_longer_names_is_named() -> None:
+    with pytest.raises(DataError, match=r"train2017/1\.jpg, val2017/1\.jpg: .*, and unlabeled/1\.jpg lies in none"):
+        noted("train2017", "unlabeled", "val2017").check("here")

@@ -128,3 +128,12 @@ def test_files_that_are_no_parquet_are_named(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(DataError, match="its parquet files cannot be read"):
         opened(tmp_path)
+
+
+def test_columns_that_promise_labels_or_splits_and_are_not_used_are_named(tmp_path: Path, jpeg: Jpeg) -> None:
+    columns = {"image": [{"bytes": jpeg(0), "path": None}], "label": [3], "Split": ["test"]}
+    file = str(tmp_path / "images.parquet")
+    pyarrow.parquet.write_table(pyarrow.table(columns), file)
+    said = open_dataset(file, [file], "auto", None).describe()
+    assert "'label' is not used (labels=label takes it)" in said and "'Split' is not used (files are split by" in said
+    assert "'label'" not in open_dataset(file, [file], "label", None).describe()
