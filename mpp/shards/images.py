@@ -180,13 +180,13 @@ def fast_road(raw: bytes, header: JpegHeader | None, policy: ImagePolicy) -> Acc
         return None
     if policy.check == "decode":
         with _quiet(policy.max_pixels):
-            _read_all(raw, header)
+            _read_all(raw, header, policy)
     return _passed(raw, header)
 
 
-def _read_all(raw: bytes, header: JpegHeader) -> None:
+def _read_all(raw: bytes, header: JpegHeader, policy: ImagePolicy) -> None:
     """Decode a JPEG at an eighth of its size, in gray: all data are read and checked, but few pixels computed."""
-    opened = Image.open(io.BytesIO(without_end(raw, header)), formats=("JPEG",))
+    opened = _open(without_end(raw, header), policy)
     opened.draft("L", (1, 1))
     opened.load()
 
@@ -194,8 +194,9 @@ def _read_all(raw: bytes, header: JpegHeader) -> None:
 def pillow_road(raw: bytes, header: JpegHeader | None, policy: ImagePolicy) -> Accepted:
     """Check, decode and convert any image; raises whatever Pillow does."""
     canvas = webp_canvas(raw)
-    if min(canvas):
-        _check_size(canvas, policy)
+    declared = canvas if header is None else header.size
+    if min(declared):
+        _check_size(declared, policy)
     with memory_errors(WEBP * canvas[0] * canvas[1]):
         opened = _open(raw, policy)
     format, original, notes = str(opened.format), opened.size, _frames(opened, policy)

@@ -28,7 +28,7 @@ class PlanOptions:
     out: str = Field(min_length=1, description=OUT)
     work: Path | None = Field(None, description=WORK)
     labels: str = Field("auto", description="auto, none, folders, cls, the name of a column, or a mapping FILE")
-    image: str | None = Field(None, description="column of the images or their paths, or in archives their extension; found where not given")
+    image: str | None = Field(None, description="column of images or paths, or extension in archives; default: found")
     dedupe: Literal["none", "exact"] = Field("none", description="exact: of equal files only the first listed is taken")
     shard_samples: int = Field(10_000, gt=0, description="most samples in a shard")
     shard_bytes: int = Field(256_000_000, gt=0, description="most source bytes in a shard")

@@ -15,7 +15,8 @@ from typing import Any
 from mpp.shards.jpeg import Size
 
 RGB = 3  # of torchvision's ImageReadMode
-COMPLAINT = b"Corrupt JPEG data"  # how libjpeg's warnings begin, if it decoded anything
+# What libjpeg warns of, only of the first thing; threads of this process may write other things meanwhile.
+COMPLAINTS = (b"Corrupt JPEG data", b"Invalid SOS", b"Inconsistent progression", b"unknown JFIF")
 
 
 def shrink(raw: bytes, size: Size, quality: int) -> bytes | None:
@@ -29,8 +30,9 @@ def shrink(raw: bytes, size: Size, quality: int) -> bytes | None:
     try:
         with silent() as heard:  # libjpeg tells the terminal about damaged data
             pixels_CHW = torch.ops.image.decode_jpeg(torch.frombuffer(bytearray(raw), dtype=torch.uint8), RGB, False)
-            if COMPLAINT in heard():
-                return None
+            said = heard()
+        if any(complaint in said for complaint in COMPLAINTS):
+            return None
         # the same pixels with strides that torch knows as channels-last: saves two copies
         pixels_NCHW = pixels_CHW.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
         small_NCHW = torch.nn.functional.interpolate(pixels_NCHW, size[::-1], mode="lanczos", antialias=True)

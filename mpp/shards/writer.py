@@ -22,7 +22,7 @@ import numpy as np
 
 from mpp.disk import disk_errors
 from mpp.shards.duplicates import Copies, read_copies
-from mpp.shards.images import Accepted, ImagePolicy, Refused, accept, prepare_worker
+from mpp.shards.images import Accepted, ImagePolicy, Refused, accept, prepare_worker, refused_by_bytes
 from mpp.shards.layout import FORMAT_VERSION, ShardPlan, plan_shard, shard_name
 from mpp.shards.listing import Listing, Row, open_listing
 from mpp.shards.outputs import Output, locked, temporary_file
@@ -205,6 +205,10 @@ class _OpenShard:
         original = self._original(position)
         if original is not None:
             self.refusals.append((row.source, "duplicate", f"the same bytes as {original}", ""))
+            return
+        refused = refused_by_bytes(row.size, self.policy)
+        if refused is not None:
+            self.refusals.append((row.source, refused.reason, refused.detail, ""))
             return
         try:
             raw = self.listing.read(self.plan.split, row)

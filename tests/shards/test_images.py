@@ -229,6 +229,9 @@ TABLE = {
     "longer than a JPEG can be, stored as PNG": Row(
         WIDE, ImagePolicy(max_aspect=1e9, format="png"), ("mode_L", "encoded_png"), np.zeros((2, 65_501, 3))
     ),
+    "long, and damaged in its tables": Row(
+        JPEG.replace(b"\xff\xdb\0\x43\0", b"\xff\xdb\0\x43\x10"), ImagePolicy(max_aspect=1.49), "aspect"
+    ),
     "short side": Row(JPEG, ImagePolicy(min_side=21), "too_small"),
     "short side, just": Row(JPEG, ImagePolicy(min_side=20), (), JPEG_PIXELS),
     "long": Row(JPEG, ImagePolicy(max_aspect=1.49), "aspect"),
@@ -273,6 +276,14 @@ def test_what_a_header_check_cannot_see_a_full_decode_does() -> None:
     assert isinstance(accept(damaged, ImagePolicy(check="header")), Accepted)
     assert isinstance(accept(damaged, POLICY), Refused)
     assert isinstance(accept(damaged, ImagePolicy(check="header", resize=10)), Refused)
+
+
+def test_a_refusal_says_the_same_each_time() -> None:
+    tables = JPEG.replace(b"\xff\xdb\0\x43\0", b"\xff\xdb\0\x43\x10")
+    for raw in (tables, PNG[:20], JPEG[:9], BOMB, b"BM"):
+        outcome = accept(raw, POLICY)
+        assert isinstance(outcome, Refused) and outcome == accept(raw, POLICY)
+        assert " at 0x" not in outcome.detail
 
 
 def test_files_too_large_or_empty_are_refused_by_their_size_alone() -> None:

@@ -77,6 +77,8 @@ def test_damaged_data_are_left_to_pillow_without_a_word(capfd: pytest.CaptureFix
     assert shrink(JPEG[:-30], (9, 7), 90) is None
     assert shrink(b"\xff\xd8\xff\xd9", (9, 7), 90) is None
     assert shrink(JPEG[: (SCAN + len(JPEG)) // 2] + b"\xff\xd9", (9, 7), 90) is None
+    odd_scan = JPEG[: SCAN + 11] + b"\0\0" + JPEG[SCAN + 13 :]  # of this libjpeg warns, then of nothing else
+    assert shrink(odd_scan, (9, 7), 90) is None
     assert capfd.readouterr() == ("", "")
 
 
