@@ -2,8 +2,10 @@
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,18 +51,23 @@ def test_killed_twenty_times_and_continued_the_bytes_are_the_same(corpus: Corpus
     source, out = corpus(*images(600)), tmp_path / "out"
     (source / "a/bad.jpg").write_bytes(b"no image")
     command = [sys.executable, "-m", "mpp.shard", str(source), str(out), "shard_samples=10", "workers=2"]
-    random = np.random.default_rng(0)
-    for attempt in range(20):
+    random, kills = np.random.default_rng(0), 0
+    for attempt in itertools.count():
+        if kills == 20:
+            break
+        if (out / "index.json").exists():  # this machine was faster: from the beginning
+            shutil.rmtree(out)
         done = len(list(out.glob(".mpp/train/*.json")))
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
             # one half anywhere, from its start on; the other half in the middle of writing shards
             until = time.monotonic() + (60 if attempt % 2 else random.uniform(0, 1.5))
-            while time.monotonic() < until and len(list(out.glob(".mpp/train/*.json"))) <= done:
+            while process.poll() is None and time.monotonic() < until:
+                if len(list(out.glob(".mpp/train/*.json"))) > done and attempt % 2:
+                    break
                 time.sleep(0.001)
             time.sleep(random.uniform(0, 0.02))
-            process.send_signal(signal.SIGKILL)
-        assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
-        assert not (out / "index.json").exists()
+            process.kill()
+        kills += process.returncode == -signal.SIGKILL
     assert subprocess.run(command, stdout=subprocess.DEVNULL, timeout=60, check=False).returncode == 0
     shard_corpus(ShardOptions(source=str(source), out=str(tmp_path / "whole"), shard_samples=10, workers=0))
     assert files(out) == files(tmp_path / "whole")
@@ -342,7 +349,7 @@ def test_a_run_that_is_stopped_ends_soon_with_143_and_is_continued(
         for number in signals:
             os.killpg(run.pid, number)
             time.sleep(0.2)
-        _, errors = run.communicate(timeout=15)
+        _, errors = run.communicate(timeout=60)
     assert run.returncode == 143 or (len(signals) == 2 and run.returncode != 0), errors
     assert "interrupted" in errors
     assert subprocess.run(command, stdout=subprocess.DEVNULL, timeout=120, check=False).returncode == 0
