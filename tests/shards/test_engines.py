@@ -214,7 +214,7 @@ STAND_INS = {
         last=$(sed -n 's/.*--array=0-\\([0-9]*\\)%.*/\\1/p' "$1")
         for index in $(seq 0 $last); do
             SLURM_JOB_ID=$((77 + index)) SLURM_ARRAY_JOB_ID=77 SLURM_ARRAY_TASK_ID=$index SLURM_NTASKS=1 \\
-                bash "$1" > /dev/null 2>&1 &
+                bash {folder}/script.sh > /dev/null 2>&1 &
         done
         echo Submitted batch job 77
     """,
