@@ -42,6 +42,19 @@ def test_odd_images_end_with_valid_shards_and_a_table_of_refusals(
     assert open_shards(tmp_path / "out", "train").samples > 150
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_odd_images_take_less_memory_than_600_mb(data: Path, tmp_path: Path) -> None:
+    program = (
+        "import pathlib, sys, mpp.shard\n"
+        "assert mpp.shard.main(sys.argv[1:]) == 3\n"
+        "lines = pathlib.Path('/proc/self/status').read_text().splitlines()\n"
+        "print(next(line for line in lines if line.startswith('VmHWM')).split()[1])\n"
+    )
+    command = [sys.executable, "-c", program, str(data / "odd-images"), str(tmp_path / "out"), "workers=0"]
+    output = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True).stdout
+    assert int(output.splitlines()[-1]) < 600_000  # KiB, the listing and all images in one process
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [

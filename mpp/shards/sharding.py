@@ -53,9 +53,10 @@ def run_shards(options: RunOptions) -> None:
     with disk_errors(output.work), locked(output.work, shared=True):
         places = list(shard_places(layout))
         mine = places[len(places) * part // parts : len(places) * (part + 1) // parts]
-        done = {record.name for record in committed(output, layout, mine, all_read=True)[0]}
+        listed = (output.work / FOLDER).exists()  # so that what was unreadable can be tried again
+        done = {record.name for record in committed(output, layout, mine, all_read=listed)[0]}
         missing = [place for place in mine if place.name not in done]
-        if missing and not (output.work / FOLDER).exists():
+        if missing and not listed:
             what = f"{output.place('')} was finished, but {len(missing)} shards are missing or damaged now"
             raise DataError(what, fix="the command that wrote it, mpp-shard [plan] SOURCE OUT, with the same settings")
         if len(missing) < len(mine):

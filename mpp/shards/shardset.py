@@ -74,6 +74,11 @@ class VerifyReport:
     problems: tuple[str, ...]
 
 
+def sidecar(name: str, kind: str) -> str:
+    """Return the name, relative to the root, of the record (``json``) or table (``members``) of the shard ``name``."""
+    return f"{RECORDS}/{name.removesuffix('.tar')}.{kind}"
+
+
 def split_names(root: str | Path) -> tuple[str, ...]:
     """Return the splits of a finished set; raise ``DataError`` for a folder that is none."""
     return tuple(_read_index(Path(root))["splits"])

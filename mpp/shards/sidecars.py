@@ -12,7 +12,7 @@ import yaml
 
 from mpp.disk import fsync_path
 from mpp.shards.outputs import Output, temporary_file
-from mpp.shards.shardset import INDEX, RECORDS, ShardRecord
+from mpp.shards.shardset import INDEX, RECORDS, ShardRecord, sidecar
 
 Records = Sequence[ShardRecord]
 Groups = dict[str, list[ShardRecord]]
@@ -117,7 +117,7 @@ def write_refused(output: Output, records: Records) -> None:
     import pyarrow.parquet
 
     schema = pyarrow.schema([(name, pyarrow.string()) for name in REFUSED_COLUMNS])
-    bad = [f"{RECORDS}/{record.name.removesuffix('.tar')}.json" for record in records if record.refused]
+    bad = [sidecar(record.name, "json") for record in records if record.refused]
     with temporary_file(output.work, "refused.parquet") as temporary:
         with pyarrow.parquet.ParquetWriter(temporary, schema) as table:
             for raw in output.read_all(bad):

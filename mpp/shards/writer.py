@@ -26,7 +26,7 @@ from mpp.shards.images import Accepted, ImagePolicy, Refused, accept, prepare_wo
 from mpp.shards.layout import FORMAT_VERSION, ShardPlan, plan_shard, shard_name
 from mpp.shards.listing import Listing, Row, open_listing
 from mpp.shards.outputs import Output, locked, temporary_file
-from mpp.shards.shardset import MEMBER, RECORDS
+from mpp.shards.shardset import MEMBER, RECORDS, sidecar
 from mpp.sources.entries import UNKNOWN
 from mpp.sources.files import printable
 
@@ -131,14 +131,13 @@ def image_policy(layout: Layout) -> ImagePolicy:
 def _written(output: Output, name: str) -> dict[str, Any] | None:
     """Return the record of a shard that is done, without the refusals."""
     try:
-        record: dict[str, Any] = json.loads(output.read(_sidecar(name, "json")))
+        return _brief(json.loads(output.read(sidecar(name, "json"))))
     except FileNotFoundError:
         return None
+
+
+def _brief(record: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name != "refusals"}
-
-
-def _sidecar(name: str, kind: str) -> str:
-    return f"{RECORDS}/{name.removesuffix('.tar')}.{kind}"
 
 
 def _commit(output: Output, shard: "_OpenShard", tar: Path, layout: Layout) -> dict[str, Any]:
@@ -147,9 +146,9 @@ def _commit(output: Output, shard: "_OpenShard", tar: Path, layout: Layout) -> d
     if shard.samples:
         output.move_in(tar, shard.plan.name)
         output.put(f"{shard.plan.name}.idx", np.array([*shard.begins, shard.end], "<u8").tobytes())
-    output.put(_sidecar(shard.plan.name, "members"), np.array(shard.members, dtype=MEMBER).tobytes())
-    output.put(_sidecar(shard.plan.name, "json"), json.dumps(record, indent=1).encode())
-    return {name: value for name, value in record.items() if name != "refusals"}
+    output.put(sidecar(shard.plan.name, "members"), np.array(shard.members, dtype=MEMBER).tobytes())
+    output.put(sidecar(shard.plan.name, "json"), json.dumps(record, indent=1).encode())
+    return _brief(record)
 
 
 class _OpenShard:
