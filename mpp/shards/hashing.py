@@ -32,11 +32,12 @@ def permutation(num: int, *key: int) -> NDArray[np.int64]:
     return np.argsort(hash64(*key, np.arange(num, dtype=np.int64)), kind="stable")
 
 
-def shuffled(positions: NDArray[np.int64], num: int, *key: int) -> NDArray[np.int64]:
-    """Return what stands at ``positions`` of the shuffled ``range(num)`` that belongs to the integers ``key``.
+def shuffled(positions: NDArray[np.int64], num: int, *key: int | NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return what stands at ``positions`` [n] of the shuffled ``range(num)`` that belongs to the integers ``key``.
 
-    Unlike :func:`permutation` it needs memory for the positions asked for alone: a Feistel network over the smallest
-    power of four that holds ``num``, walked on until the number is below ``num`` (Black and Rogaway 2002).
+    An array [n] in the key gives each position an order of its own. Unlike :func:`permutation` it needs memory for the
+    positions asked for alone: a Feistel network over the smallest power of four that holds ``num``, walked on until
+    the number is below ``num`` (Black and Rogaway 2002).
     """
     half = max(1, (max(num - 1, 1).bit_length() + 1) // 2)
     shift, low = np.uint64(half), np.uint64((1 << half) - 1)
@@ -44,8 +45,9 @@ def shuffled(positions: NDArray[np.int64], num: int, *key: int) -> NDArray[np.in
     walking = np.arange(len(numbers))
     while len(walking):
         left, right = numbers[walking] >> shift, numbers[walking] & low
+        keys = [part if isinstance(part, int) else part[walking] for part in key]
         for turn in range(FEISTEL_ROUNDS):
-            left, right = right, left ^ (hash64(*key, turn, right) & low)
+            left, right = right, left ^ (hash64(*keys, turn, right) & low)
         numbers[walking] = left << shift | right
         walking = walking[numbers[walking] >= num]
     return numbers.astype(np.int64)

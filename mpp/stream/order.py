@@ -7,9 +7,9 @@ The order of an epoch, here of 3 shards in 2 lanes with windows of 4 samples:
     windows, each permuted              [ w0   | w1    | w2    | w0   | w1    | w2   ]
     position p of the epoch             = sample p // L of lane p % L
 
-So neighbours in time come from all lanes, every sample comes once, a position is found without those before it,
-and a reader has only a few shards in use. Position p of a global batch belongs to rank p % world, so the samples
-of a global step are the same for every number of processes.
+So neighbours in time come from all lanes, every sample comes once, a position is found without those before it
+and without a table, and a reader has only a few shards in use. Position p of a global batch belongs to rank
+p % world, so the samples of a global step are the same for every number of processes.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpp.errors import ConfigError, DataError
-from mpp.shards.hashing import permutation
+from mpp.shards.hashing import hash64, permutation, shuffled
 
 Ints = NDArray[np.int64]
 MAX_LANES = 64
@@ -30,7 +30,10 @@ _SHARDS, _SAMPLES = 1, 2
 
 
 class EpochOrder:
-    """The order of every epoch over shards of the given numbers of samples; sample ids run over shards in order."""
+    """The order of every epoch over shards of the given numbers of samples; sample ids run over shards in order.
+
+    ``num_lanes`` and ``window`` (samples) follow from the shards alone.
+    """
 
     def __init__(self, shard_samples: Sequence[int], seed: int) -> None:
         self.seed = seed
@@ -39,41 +42,54 @@ class EpochOrder:
         num_shards = max(1, len(self.sizes))
         self.num_lanes = 1 << (max(1, min(MAX_LANES, num_shards // WINDOW_SHARDS)).bit_length() - 1)
         self.window = max(1, WINDOW_SHARDS * -(-self.num_samples // num_shards))
+        self._firsts = np.cumsum(self.sizes) - self.sizes
         self._shards = lru_cache(maxsize=2)(self._permuted_shards)
-        self._window = lru_cache(maxsize=2 * self.num_lanes)(self._permuted_window)
 
     def ids(self, epoch: int, positions: Ints) -> Ints:
         """Return the sample ids [n] at these positions [n] of an epoch, each in ``range(num_samples)``."""
         lanes, rows = positions % self.num_lanes, positions // self.num_lanes
         windows = rows // self.window
-        result = np.empty(len(positions), np.int64)
-        keys, which = np.unique(np.stack([lanes, windows]), axis=1, return_inverse=True)
-        for number, (lane, window) in enumerate(keys.T.tolist()):
-            here = np.flatnonzero(which == number)
-            result[here] = self._window(epoch, lane, window)[rows[here] - window * self.window]
-        return result
+        begins, ends = self._lane_bounds(lanes)
+        begins = begins + windows * self.window
+        lengths = np.minimum(ends - begins, self.window)
+        keys = hash64(_SAMPLES, self.seed, epoch, lanes, windows)
+        places = np.empty(len(positions), np.int64)
+        for length in np.unique(lengths).tolist():  # whole windows, and the last ones of longer and shorter lanes
+            here = np.flatnonzero(lengths == length)
+            places[here] = begins[here] + shuffled(rows[here] % self.window, length, keys[here])
+        order, begins_in_order = self._shards(epoch)
+        shard = np.searchsorted(begins_in_order, places, side="right") - 1
+        return self._firsts[order[shard]] + places - begins_in_order[shard]
+
+    def shards_ahead(self, epoch: int, position: int) -> list[int]:
+        """Return the shards read from ``position`` to the end of an epoch, in the order in which windows need them."""
+        order, begins = self._shards(epoch)
+        first, last = (at // self.num_lanes // self.window for at in (position, max(position, self.num_samples - 1)))
+        needed: dict[int, None] = {}
+        lane_begins, lane_ends = self._lane_bounds(np.arange(self.num_lanes, dtype=np.int64))
+        for window in range(first, last + 1):
+            for begin, end in zip(lane_begins + window * self.window, lane_ends, strict=True):
+                end = min(begin + self.window, end)
+                if begin < end:
+                    low, high = np.searchsorted(begins, [begin, end - 1], side="right") - 1
+                    needed.update(dict.fromkeys(order[low : high + 1].tolist()))
+        return [shard for shard in needed if self.sizes[shard]]
+
+    def _lane_bounds(self, lanes: Ints) -> tuple[Ints, Ints]:
+        """Return where lanes begin and end in the sequence of samples."""
+        short, longer = divmod(self.num_samples, self.num_lanes)
+        return lanes * short + np.minimum(lanes, longer), (lanes + 1) * short + np.minimum(lanes + 1, longer)
 
     def _permuted_shards(self, epoch: int) -> tuple[Ints, Ints]:
-        """Return the first sample id of every shard, in this epoch's order, and where each begins in the sequence."""
+        """Return the shards in this epoch's order, and where each begins in the sequence."""
         order = permutation(len(self.sizes), _SHARDS, self.seed, epoch)
-        firsts = np.cumsum(self.sizes) - self.sizes
-        return firsts[order], np.cumsum(self.sizes[order]) - self.sizes[order]
-
-    def _permuted_window(self, epoch: int, lane: int, window: int) -> Ints:
-        """Return the sample ids of one window of a lane, in the order in which they are read."""
-        short, longer = divmod(self.num_samples, self.num_lanes)
-        begin = lane * short + min(lane, longer) + window * self.window
-        end = min(begin + self.window, (lane + 1) * short + min(lane + 1, longer))
-        places = begin + permutation(end - begin, _SAMPLES, self.seed, epoch, lane, window)
-        firsts, begins = self._shards(epoch)
-        shard = np.searchsorted(begins, places, side="right") - 1
-        return firsts[shard] + places - begins[shard]
+        return order, np.cumsum(self.sizes[order]) - self.sizes[order]
 
 
-def rank_positions(step_in_epoch: int, global_batch: int, rank: int, world: int) -> Ints:
-    """Return the positions [global_batch / world] in the epoch that a rank reads in one global step; it must divide."""
+def rank_positions(step: int, global_batch: int, rank: int, world: int) -> Ints:
+    """Return the positions [global_batch / world] that a rank reads in one global step; it must divide."""
     assert global_batch % world == 0, (global_batch, world)
-    first = step_in_epoch * global_batch
+    first = step * global_batch
     return np.arange(first + rank, first + global_batch, world, dtype=np.int64)
 
 
