@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mpp.shards.shardset import ShardSet, read_members, read_payload
+from mpp.shards.shardset import ShardSet, place, read_members, read_payload
 
 MOST_SHARDS = 256  # shards of a split that samples are taken from
 LARGEST = 100_000_000  # pixels; larger images are not decoded to be drawn small
@@ -74,7 +74,7 @@ def _read_rows(shards: ShardSet, number: int, rows: Ints) -> Iterator[Sample]:
     if not rows.size:
         return
     shard = shards.shards[number]
-    tar, members = shards.root / shard.name, read_members(shards, number)
+    tar, members = Path(place(shards.root, shard.name)), read_members(shards, number)
     image = next(name for name in shard.members if name not in ("cls", "json"))
     with open(tar, "rb") as file:
         for row in members[rows]:
@@ -85,4 +85,4 @@ def _read_rows(shards: ShardSet, number: int, rows: Ints) -> Iterator[Sample]:
 
 
 def _payload(descriptor: int, tar: Path, member: Member) -> bytes:
-    return read_payload(descriptor, member, f"{tar.parent.name}/{tar.name}: a member", tar.parents[1])
+    return read_payload(descriptor, member, f"{tar.parent.name}/{tar.name}: a member", str(tar.parents[1]))

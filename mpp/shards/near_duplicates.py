@@ -17,7 +17,7 @@ from mpp.errors import DataError
 from mpp.shards.likeness import Hashes, Int64s, Likeness, bits_apart, difference_hash, find_likeness
 from mpp.shards.outputs import LocalOutput
 from mpp.shards.progress import shown
-from mpp.shards.shardset import RECORDS, ShardSet, open_shards, read_members, read_payload, split_names
+from mpp.shards.shardset import RECORDS, ShardSet, open_shards, place, read_members, read_payload, split_names
 
 TABLE = f"{RECORDS}/near_duplicates.parquet"
 GROUPS_SHOWN, IMAGES_SHOWN = 10, 8
@@ -122,13 +122,14 @@ def read_payloads(shard: ShardSet, extension: str, rows: Int64s) -> Iterator[byt
     """Yield the ``extension`` members of ``rows`` of a set's only shard; raise ``DataError`` for damaged ones."""
     record = shard.shards[0]
     members = read_members(shard, 0)[rows, record.members.index(extension)].tolist()
-    with open(shard.root / record.name, "rb") as file:
+    with open(place(shard.root, record.name), "rb") as file:
         for row, member in zip(rows.tolist(), members, strict=True):
             yield read_payload(file.fileno(), member, f"{record.name}:{row}: the {extension} member", shard.root)
 
 
 def _damaged(shard: ShardSet, row: int, why: str) -> DataError:
-    return DataError(f"{shard.root / shard.shards[0].name}:{row}: {why}", fix=f"mpp verify {shard.root} full=true")
+    where = place(shard.root, shard.shards[0].name)
+    return DataError(f"{where}:{row}: {why}", fix=f"mpp verify {shard.root} full=true")
 
 
 def rank_groups(firsts: Int64s, splits: Int64s) -> Groups:

@@ -1,7 +1,8 @@
 """The shard format on disk: open a finished set, read its tables, verify it.
 
 ``index.json`` names the shards of all splits; ``.mpp/SPLIT/SHARD.json`` is a shard's commit record and
-``.mpp/SPLIT/SHARD.members`` its table of members. Needs numpy and nothing heavier, except to decode.
+``.mpp/SPLIT/SHARD.members`` its table of members. A set may lie behind a URL, and so may each of its shards. Needs
+numpy and nothing heavier, except to decode.
 """
 
 import hashlib
@@ -20,16 +21,21 @@ import numpy as np
 import numpy.typing as npt
 
 from mpp.errors import DataError
+from mpp.sources.remote import check_scheme, read_url, redact, scheme_of
 
 INDEX = "index.json"
 RECORDS = ".mpp"
+ELSEWHERE = f"{RECORDS}/elsewhere"  # records and tables of shards that do not lie in the set
 MEMBER = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4")])
 REBUILD = "run the mpp-shard command that wrote it again: it rewrites only what is missing or of another size"
 
 
 @dataclass(frozen=True, slots=True)
 class ShardRecord:
-    """One shard: ``name`` is relative to the root, ``bytes`` the tar's size, ``members`` extensions in tar order."""
+    """One shard: ``bytes`` is the tar's size, ``members`` the extensions in the order of the table's columns.
+
+    ``name`` is relative to the root, or an absolute path or a URL where the tar was written by others.
+    """
 
     name: str
     samples: int
@@ -42,9 +48,9 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class ShardSet:
-    """The shards of one split; sample ids run over them in this order, from 0."""
+    """The shards of one split; sample ids run over them in this order, from 0. ``root`` is a folder or a URL."""
 
-    root: Path
+    root: str
     split: str
     shards: tuple[ShardRecord, ...]
     classes: tuple[str, ...] | None
@@ -59,7 +65,7 @@ class ShardSet:
         """Raise ``DataError`` where the samples carry no labels."""
         if self.classes is None:
             raise DataError(
-                f"{self.root}: the split {self.split} carries no labels",
+                f"{shown(self.root)}: the split {self.split} carries no labels",
                 fix="mpp-shard SOURCE OUT labels=folders, from images in one folder a class",
             )
 
@@ -76,29 +82,62 @@ class VerifyReport:
 
 def sidecar(name: str, kind: str) -> str:
     """Return the name, relative to the root, of the record (``json``) or table (``members``) of the shard ``name``."""
-    return f"{RECORDS}/{name.removesuffix('.tar')}.{kind}"
+    stem = name.removesuffix(".tar")
+    if _lies_elsewhere(name):
+        digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        return f"{ELSEWHERE}/{digest}-{stem.rpartition('/')[2]}.{kind}"
+    return f"{RECORDS}/{stem}.{kind}"
+
+
+def place(root: str, name: str) -> str:
+    """Return the path or URL of what ``name`` is called in the set ``root``."""
+    return name if _lies_elsewhere(name) else f"{root}/{name}"
+
+
+def is_remote(root: str, shard: ShardRecord) -> bool:
+    """Say whether the tar of a shard lies behind a URL."""
+    return scheme_of(place(root, shard.name)) is not None
+
+
+def shown(where: str) -> str:
+    """Return a path or URL as a message may show it."""
+    return where if scheme_of(where) is None else redact(where)
+
+
+def _lies_elsewhere(name: str) -> bool:
+    return name.startswith("/") or scheme_of(name) is not None
+
+
+def local_root(root: str | Path) -> Path:
+    """Return ``root`` as a path; raise ``DataError`` for a URL, for what only reads sets from file systems."""
+    if re.match(r"\w+:/", str(root)):
+        message = f"{shown(str(root))}: this reads sets from file systems alone"
+        raise DataError(message, fix="copy the set to a disk, or mount it")
+    return Path(root)
 
 
 def split_names(root: str | Path) -> tuple[str, ...]:
     """Return the splits of a finished set; raise ``DataError`` for a folder that is none."""
-    return tuple(_read_index(Path(root))["splits"])
+    return tuple(_read_index(_root(root))["splits"])
 
 
 def open_shards(root: str | Path, split: str) -> ShardSet:
-    """Open one split after comparing every shard's size with its record.
+    """Open one split after comparing the size of every shard on a disk with its record.
 
-    Raises ``DataError`` for a folder that is no finished set, a split that it has not, and a shard that is
-    missing or has another size, with the number of samples that are left in it.
+    Shards behind URLs are not asked for: that would be a request a shard. Raises ``DataError`` for a folder or URL
+    that is no finished set, a split that it has not, and a shard that is missing or has another size, with the number
+    of samples that are left in it; ``ConfigError`` for URLs that are not read.
     """
-    root = Path(root)
+    root = _root(root)
     index = _read_index(root)
     if split not in index["splits"]:
-        raise DataError(f"{root}: no split {split!r}, it has {', '.join(index['splits']) or 'none'}", fix="name one")
+        known = ", ".join(index["splits"]) or "none"
+        raise DataError(f"{shown(root)}: no split {split!r}, it has {known}", fix="name one")
     shards = tuple(_record(entry) for entry in index["shardlist"] if entry["split"] == split)
     problems = [problem for shard in shards for problem in check_size(root, shard)]
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise DataError(f"{root}: {problems[0]}{more}", fix=REBUILD)
+        raise DataError(f"{shown(root)}: {problems[0]}{more}", fix=REBUILD)
     classes = None if index["classes"] is None else tuple(index["classes"])
     return ShardSet(root, split, shards, classes, fingerprint(shards))
 
@@ -117,7 +156,7 @@ def read_members(shards: ShardSet, shard: int) -> npt.NDArray[np.void]:
     return _read_table(shards.root, shards.shards[shard])
 
 
-def read_payload(descriptor: int, member: tuple[int, int, int], where: str, root: Path) -> bytes:
+def read_payload(descriptor: int, member: tuple[int, int, int], where: str, root: str) -> bytes:
     """Return the bytes of one member, (offset, size, crc32), of the open tar.
 
     Raises ``DataError`` calling it ``where`` in the set ``root``, where they are not those that were written.
@@ -131,10 +170,12 @@ def read_payload(descriptor: int, member: tuple[int, int, int], where: str, root
     raise DataError(f"{where} is damaged: {seen}, {expected}", fix=f"mpp verify {root} full=true")
 
 
-def check_size(root: Path, shard: ShardRecord) -> list[str]:
-    """Return what is wrong with a shard's size on disk: nothing, or one line."""
+def check_size(root: str, shard: ShardRecord) -> list[str]:
+    """Return what is wrong with a shard's size on disk: nothing, or one line; nothing for one behind a URL."""
+    if is_remote(root, shard):
+        return []
     try:
-        size = os.stat(root / shard.name).st_size
+        size = os.stat(place(root, shard.name)).st_size
     except OSError as error:
         return [f"{shard.name}: {error.strerror}, {shard.bytes} bytes expected"]
     if size == shard.bytes:
@@ -156,24 +197,24 @@ def verify(root: Path, full: bool, map_shards: Callable[..., Iterator[list[str]]
     ``map_shards(function, shards)`` runs the checks, by default here. Raises ``DataError`` for a folder that is
     no finished set.
     """
-    root = Path(root)
-    shards = [_record(entry) for entry in _read_index(root)["shardlist"]]
+    root = local_root(root)
+    shards = [_record(entry) for entry in _read_index(str(root))["shardlist"]]
     doubles = len(shards) - len({Path(shard.name).name for shard in shards})
     problems = [f"{doubles} shard names occur twice"] if doubles else []
     listed = {shard.name for shard in shards}
     found_tars = sorted(path.relative_to(root).as_posix() for path in root.glob("*/*.tar"))
     problems += [f"{name}: not in {INDEX}" for name in found_tars if name not in listed]
-    for found in map_shards(partial(check_shard, root, full), shards):
+    for found in map_shards(partial(check_shard, str(root), full), shards):
         problems += found
     total = sum(shard.bytes for shard in shards)
     return VerifyReport(len(shards), sum(shard.samples for shard in shards), total, tuple(sorted(problems)))
 
 
-def check_shard(root: Path, full: bool, shard: ShardRecord) -> list[str]:
+def check_shard(root: str, full: bool, shard: ShardRecord) -> list[str]:
     """Return every problem of one shard, a line each."""
     problems = check_size(root, shard)
     try:
-        commit = json.loads((root / RECORDS / shard.name).with_suffix(".json").read_text())
+        commit = json.loads(_read_file(place(root, sidecar(shard.name, "json"))))
         if _record(commit) != shard:
             problems.append(f"{shard.name}: commit record and {INDEX} differ")
         table = _read_table(root, shard)
@@ -183,7 +224,7 @@ def check_shard(root: Path, full: bool, shard: ShardRecord) -> list[str]:
         return [*problems, str(error)]
     if problems or not full:
         return problems
-    data = (root / shard.name).read_bytes()
+    data = _read_file(place(root, shard.name))
     if hashlib.sha256(data).hexdigest() != shard.sha256:
         problems.append(f"{shard.name}: sha256 differs from its record")
     for sample in range(shard.samples):
@@ -214,21 +255,34 @@ def _check_sample(data: bytes, shard: ShardRecord, table: npt.NDArray[np.void], 
     return []
 
 
-def _read_index(root: Path) -> dict[str, Any]:
+def _root(root: str | Path) -> str:
+    """Return ``root`` without slashes at its end; raise ``ConfigError`` for URLs that are not read."""
+    scheme = scheme_of(str(root))
+    if scheme is None:
+        return str(local_root(root))
+    check_scheme(scheme)
+    return str(root).rstrip("/")
+
+
+def _read_index(root: str) -> dict[str, Any]:
     """Read ``index.json``; raise ``DataError`` where it is missing or not ours."""
-    if re.match(r"\w+:/", str(root)):
-        raise DataError(f"{root}: sets are read from file systems", fix="copy the set to a disk, or mount it")
+    file = place(root, INDEX)
     try:
-        index = json.loads((root / INDEX).read_text(encoding="utf-8"))
+        index = json.loads(_read_file(file))
     except OSError as error:
-        started = (root / RECORDS / "layout.json").exists()
+        started = scheme_of(root) is None and os.path.exists(place(root, f"{RECORDS}/layout.json"))
         why = "sharding has not finished" if started else f"no shards here, {INDEX}: {error.strerror}"
-        raise DataError(f"{root}: {why}", fix=REBUILD if started else "mpp-shard SOURCE OUT") from None
+        raise DataError(f"{shown(root)}: {why}", fix=REBUILD if started else "mpp-shard SOURCE OUT") from None
     except ValueError as error:
-        raise DataError(f"{root / INDEX}: damaged, {error}", fix=REBUILD) from None
+        raise DataError(f"{shown(file)}: damaged, {error}", fix=REBUILD) from None
     if not isinstance(index, dict) or "splits" not in index:
-        raise DataError(f"{root / INDEX}: not written by mpp-shard", fix="mpp-shard SOURCE OUT")
+        raise DataError(f"{shown(file)}: not written by mpp-shard", fix="mpp-shard SOURCE OUT")
     return index
+
+
+def _read_file(where: str) -> bytes:
+    """Return what a path or a URL holds; raise ``OSError``."""
+    return Path(where).read_bytes() if scheme_of(where) is None else read_url(where)
 
 
 def _record(entry: dict[str, Any]) -> ShardRecord:
@@ -244,13 +298,13 @@ def _record(entry: dict[str, Any]) -> ShardRecord:
     )
 
 
-def _read_table(root: Path, shard: ShardRecord) -> npt.NDArray[np.void]:
-    path = (root / RECORDS / shard.name).with_suffix(".members")
+def _read_table(root: str, shard: ShardRecord) -> npt.NDArray[np.void]:
+    path = place(root, sidecar(shard.name, "members"))
     try:
-        raw = path.read_bytes()
+        raw = _read_file(path)
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}", fix=REBUILD) from None
+        raise DataError(f"{shown(path)}: {error.strerror}", fix=REBUILD) from None
     expected = shard.samples * len(shard.members) * MEMBER.itemsize
     if len(raw) != expected:
-        raise DataError(f"{path}: {len(raw)} of {expected} bytes", fix=REBUILD)
+        raise DataError(f"{shown(path)}: {len(raw)} of {expected} bytes", fix=REBUILD)
     return np.frombuffer(raw, MEMBER).reshape(shard.samples, len(shard.members))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mpp.errors import DataError
-from mpp.shards.shardset import ShardSet, read_members, read_payload
+from mpp.shards.shardset import ShardSet, place, read_members, read_payload
 from mpp.stream.order import Ints
 
 # At most this many shards are held open: 64 lanes with windows of 8 shards need as many at once.
@@ -84,7 +84,7 @@ class ShardReader:
             return self._open[shard]
         if len(self._open) >= MAX_OPEN:
             os.close(self._open.popitem(last=False)[1].descriptor)
-        path = self.shards.root / self.shards.shards[shard].name
+        path = place(self.shards.root, self.shards.shards[shard].name)
         try:
             descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         except OSError as error:

@@ -83,7 +83,7 @@ def test_an_image_beyond_the_limit_is_not_decoded(small: ShardSet, monkeypatch: 
 
 @pytest.mark.parametrize("member", ["json", "png"])
 def test_a_flipped_bit_is_an_error_that_names_the_tar(small: ShardSet, member: str) -> None:
-    tar = small.root / small.shards[0].name
+    tar = Path(small.root, small.shards[0].name)
     raw = bytearray(tar.read_bytes())
     with tarfile.open(tar) as opened:
         first = next(found for found in opened if found.name.endswith(member))

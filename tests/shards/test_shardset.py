@@ -1,16 +1,20 @@
 """Opening finds every cut, verifying finds every flipped bit, and both name the shard."""
 
 import json
-from collections.abc import Callable
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mpp.errors import DataError
+from mpp.errors import ConfigError, DataError
 from mpp.shards.options import ShardOptions
 from mpp.shards.sharding import shard_corpus
-from mpp.shards.shardset import fingerprint, open_shards, read_members, split_names, verify
+from mpp.shards.shardset import fingerprint, open_shards, place, read_members, sidecar, split_names, verify
 
 
 @pytest.fixture
@@ -162,3 +166,91 @@ def test_the_splits_are_named(root: Path, tmp_path: Path) -> None:
     assert split_names(root) == ("test", "train")
     with pytest.raises(DataError, match="no shards here"):
         split_names(tmp_path / "nothing")
+
+
+class Server(ThreadingHTTPServer):
+    """A loopback server of one folder; it notes what was asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
+        self.asked: list[str] = []
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Answers, and says nothing."""
+
+    def do_GET(self) -> None:
+        assert isinstance(self.server, Server)
+        self.server.asked.append(self.path)
+        super().do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(root: Path) -> Iterator[Server]:
+    """A server of the folder in which the set ``root`` lies, as ``out``."""
+    with Server(root.parent) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_a_set_behind_a_url_opens_without_a_request_a_shard(root: Path, server: Server) -> None:
+    address = f"http://127.0.0.1:{server.server_port}/out"
+    here, there = open_shards(root, "train"), open_shards(f"{address}/", "train")
+    assert server.asked == ["/out/index.json"]
+    assert (there.root, there.shards, there.fingerprint) == (address, here.shards, here.fingerprint)
+    assert [read_members(there, number).tobytes() for number in range(2)] == [
+        read_members(here, number).tobytes() for number in range(2)
+    ]
+    assert server.asked[1:] == ["/out/.mpp/train/train-000000.members", "/out/.mpp/train/train-000001.members"]
+
+
+def test_what_is_amiss_behind_a_url_is_said_without_its_secrets(root: Path, server: Server) -> None:
+    address = f"127.0.0.1:{server.server_port}"
+    with pytest.raises(DataError, match="status 404") as caught:
+        open_shards(f"http://user:hunter2@{address}/nothing", "train")
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(DataError, match=f"http://{address}/out: no split 'val', it has test, train"):
+        open_shards(f"http://{address}/out", "val")
+    (root / ".mpp/train/train-000000.members").write_bytes(b"short")
+    with pytest.raises(DataError, match=r"train-000000\.members: 5 of \d+ bytes"):
+        read_members(open_shards(f"http://{address}/out", "train"), 0)
+    with pytest.raises(ConfigError, match="pipe: is not read"):
+        open_shards("pipe:cat /etc/passwd", "train")
+    for command in (split_names, partial(verify, full=False)):
+        with pytest.raises(DataError, match=r"file systems alone(.|\n)*copy the set"):
+            command(Path(f"http://{address}/out"))
+
+
+def test_a_shard_may_lie_elsewhere(root: Path, tmp_path: Path) -> None:
+    tar, table = root / "train/train-000000.tar", root / ".mpp/train/train-000000.members"
+    shutil.copy(tar, tmp_path / "mine.tar")
+    for name in (str(tmp_path / "mine.tar"), "https://host/mine.tar"):
+        assert place(str(root), name) == name
+        (root / sidecar(name, "members")).parent.mkdir(exist_ok=True)
+        shutil.copy(table, root / sidecar(name, "members"))
+        index = json.loads((root / "index.json").read_text())
+        entry = next(entry for entry in index["shardlist"] if entry["url"].startswith("train/"))
+        index |= {"shardlist": [{**entry, "url": name}]}
+        (root / "index.json").write_text(json.dumps(index))
+        assert read_members(open_shards(root, "train"), 0).tobytes() == table.read_bytes()
+        index["shardlist"] = [{**entry, "url": "train/train-000000.tar"}]
+        (root / "index.json").write_text(json.dumps(index))
+    names = {sidecar(name, "json") for name in ("/a/x.tar", "/b/x.tar", "s3://a/x.tar", "/a/x", "a/x.tar")}
+    assert len(names) == 5 and ".mpp/a/x.json" in names
+    assert sum(name.startswith(".mpp/elsewhere/") and name.endswith("-x.json") for name in names) == 4
+
+
+def test_a_shard_elsewhere_of_another_size_is_named(root: Path, tmp_path: Path) -> None:
+    index = json.loads((root / "index.json").read_text())
+    index["shardlist"][0]["url"] = str(tmp_path / "mine.tar")
+    (root / "index.json").write_text(json.dumps(index))
+    (tmp_path / "mine.tar").write_bytes(b"0")
+    split = index["shardlist"][0]["split"]
+    with pytest.raises(DataError, match=r"mine\.tar: 1 of \d+ bytes"):
+        open_shards(root, split)

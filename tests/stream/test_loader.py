@@ -138,7 +138,7 @@ def is_running(pid: int) -> bool:
 
 def test_a_worker_stuck_on_its_storage_is_an_error_and_ends(tmp_path: Path, make_set: Callable[..., ShardSet]) -> None:
     shards = make_set(tmp_path, "none", images=4)
-    tar = shards.root / shards.shards[0].name
+    tar = Path(shards.root, shards.shards[0].name)
     tar.unlink()
     os.mkfifo(tar)  # opening it waits for a writer that never comes
     begin = time.monotonic()
@@ -218,7 +218,7 @@ def test_batches_that_do_not_divide_or_fill_are_refused(shards: ShardSet) -> Non
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_sample_is_named(tmp_path: Path, make_set: Callable[..., ShardSet], workers: int) -> None:
     shards = make_set(tmp_path, "none", images=4)
-    tar = shards.root / shards.shards[0].name
+    tar = Path(shards.root, shards.shards[0].name)
     tar.chmod(0o644)
     tar.write_bytes(tar.read_bytes().replace(b"\xff\xd8\xff", b"\xff\xd8\xfe"))
     with pytest.raises(DataError, match=r"^train/train-000000.tar:\d: the jpg member is damaged"):

@@ -20,7 +20,7 @@ NUM_SAMPLES = 37
 def all_from_tars(shards: ShardSet, extension: str) -> list[bytes]:
     found = []
     for shard in shards.shards:
-        with tarfile.open(shards.root / shard.name) as tar:
+        with tarfile.open(Path(shards.root, shard.name)) as tar:
             members = [member for member in tar if member.name.endswith(extension)]
             found += [file.read() for member in members if (file := tar.extractfile(member)) is not None]
     return found
@@ -52,7 +52,7 @@ def test_one_flipped_bit_is_found_and_the_sample_named(tmp_path: Path, make_set:
     shards = make_set(tmp_path, "folders", images=12, shard_samples=5)
     shard, row, column = 1, 2, shards.shards[1].members.index("jpg")
     offset, size, _ = read_members(shards, shard)[row, column].item()
-    with open(shards.root / shards.shards[shard].name, "r+b") as tar:
+    with open(Path(shards.root, shards.shards[shard].name), "r+b") as tar:
         os.fchmod(tar.fileno(), 0o644)
         tar.seek(offset + size // 2)
         byte = tar.read(1)[0]
@@ -69,7 +69,7 @@ def test_one_flipped_bit_is_found_and_the_sample_named(tmp_path: Path, make_set:
 
 def test_a_shard_that_disappears_is_named(tmp_path: Path, make_set: Callable[..., ShardSet]) -> None:
     shards = make_set(tmp_path, "none", images=4)
-    (shards.root / shards.shards[0].name).unlink()
+    Path(shards.root, shards.shards[0].name).unlink()
     with pytest.raises(DataError, match=r"train-000000\.tar: No such file"):
         ShardReader(shards).read(0)
 
