@@ -2,13 +2,14 @@
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import numpy as np
 import pytest
+from faulty_server import FaultyServer
 from PIL import Image
 
 # read by torch when it is imported; processes started by tests inherit it
@@ -112,3 +113,15 @@ def corpus(tmp_path: Path, jpeg: Callable[[int], bytes]) -> Callable[..., Path]:
         return root
 
     return write
+
+
+@pytest.fixture
+def faulty_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
+    """A web server over ``tmp_path / "served"``; pauses before other tries, and stalls, are short in this process."""
+    from mpp.sources import remote
+
+    monkeypatch.setattr(remote, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(remote, "STALL_SECONDS", 0.3)
+    (tmp_path / "served").mkdir()
+    with FaultyServer(tmp_path / "served") as server:
+        yield server

@@ -1,16 +1,19 @@
-"""Images behind URLs, read through fsspec: with a bound on their size, on the time, and on how often it is tried.
+"""What URLs hold, read through fsspec: files and ranges of them, with bounds on size, time and the number of tries.
 
 Not to be used before a fork: fsspec runs an event loop in a thread.
 """
 
+import asyncio
 import errno
 import re
 import time
+from collections.abc import AsyncGenerator, Callable, Generator
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from mpp.errors import ConfigError
+from mpp.sources.answers import QUOTED, Answer, Range, range_answer, whole_answer
 from mpp.sources.files import MAX_FILE_BYTES, check_bytes, printable, read_file
 
 PACKAGES = {
@@ -24,15 +27,8 @@ PACKAGES = {
 TRIES = 4
 FIRST_PAUSE = 0.5  # seconds before the second try; doubled before each further one
 SECONDS = 60.0  # for one request
-QUOTED = 64  # bytes of an answer that an error shows
-
-
-class _Answer(OSError):
-    """What a server sent instead of an image, and whether it may be asked again."""
-
-    def __init__(self, message: str, *, again: bool) -> None:
-        super().__init__(errno.EIO, message)
-        self.again = again
+STALL_SECONDS = 20.0  # without a byte of a range: all tries together end before the stream's own patience does
+PIECE = 2**23  # bytes of a range that are asked for, or handed on, at a time
 
 
 def scheme_of(text: str) -> str | None:
@@ -68,25 +64,69 @@ def _pairs(query: str) -> list[tuple[str, str, str]]:
     return [pair.partition("=") for pair in query.split("&")] if query else []
 
 
+def nothing() -> None:
+    """Do nothing where another try is made."""
+
+
 def read_url(url: str) -> bytes:
     """Return what a URL holds.
 
     Tries ``TRIES`` times where the server is busy, fails, or is cut off. Raises ``OSError`` with the redacted URL,
     the status and the first bytes that came; EFBIG for more than ``MAX_FILE_BYTES``.
     """
+    return _patiently(url, lambda: _read(url), nothing)
+
+
+def read_range(
+    url: str, offset: int, size: int, *, total: int | None = None, on_retry: Callable[[], None] = nothing
+) -> bytes:
+    """Return exactly ``size`` bytes of what a URL holds, from ``offset`` on; ``total`` is the size it should have.
+
+    Tries as ``read_url`` does, ``on_retry`` is called before every further try. Raises ``OSError`` with the redacted
+    URL, the status and the first bytes that came; ESTALE for a file of another size.
+    """
+    return _patiently(url, lambda: b"".join(_range(url, Range(offset, size, total))), on_retry)
+
+
+def read_pieces(url: str, size: int, *, on_retry: Callable[[], None] = nothing) -> Generator[bytes]:
+    """Yield all ``size`` bytes of what a URL holds, in order; where it is cut off, only a piece is asked for again.
+
+    Tries every piece as ``read_range`` does, and raises the same.
+    """
+    done, pieces = 0, _range(url, Range(0, size, size))
+
+    def following() -> bytes:
+        nonlocal pieces
+        try:
+            return next(pieces)
+        except Exception:
+            pieces = _range(url, Range(done, size - done, size))
+            raise
+
+    try:
+        while done < size:
+            piece = _patiently(url, following, on_retry)
+            done += len(piece)
+            yield piece
+    finally:
+        pieces.close()
+
+
+def _patiently(url: str, read: Callable[[], bytes], on_retry: Callable[[], None]) -> bytes:
     for attempt in range(1, TRIES + 1):
         try:
-            return _read(url)
+            return read()
         except Exception as error:  # every file system has kinds of its own
             if attempt == TRIES or not _may_pass(error):
                 raise _for_people(url, error, attempt) from None
         time.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
+        on_retry()
     raise AssertionError("the last try returns or raises")
 
 
 def _may_pass(error: Exception) -> bool:
     """Say whether another try may end otherwise."""
-    if isinstance(error, _Answer):
+    if isinstance(error, Answer):
         return error.again
     final = isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | ImportError | ValueError)
     return not final and getattr(error, "errno", None) != errno.EFBIG
@@ -94,7 +134,7 @@ def _may_pass(error: Exception) -> bool:
 
 def _for_people(url: str, error: Exception, tries: int) -> OSError:
     """Return the error to show; libraries put whole URLs into their messages, so of theirs only the kind is kept."""
-    reason = error.strerror if isinstance(error, _Answer) else type(error).__name__
+    reason = error.strerror if isinstance(error, Answer) else type(error).__name__
     number = getattr(error, "errno", None) or errno.EIO
     return OSError(number, f"{redact(url)}: {reason}" + (f" ({tries} tries)" if tries > 1 else ""))
 
@@ -105,42 +145,74 @@ def _read(url: str) -> bytes:
 
     scheme = scheme_of(url)
     if scheme == "file":
-        return read_file(Path(unquote(urlsplit(url).path)))
-    store = fsspec.filesystem(scheme)
-    data: bytes
+        return read_file(_local(url))
     if scheme in ("http", "https"):
-        data = fsspec.asyn.sync(store.loop, _get, store, url, timeout=2 * SECONDS)
-    elif store.async_impl:
-        path, end = store._strip_protocol(url), MAX_FILE_BYTES + 1
-        data = fsspec.asyn.sync(store.loop, store._cat_file, path, end=end, timeout=2 * SECONDS)
+        store = fsspec.filesystem(scheme)
+        data: bytes = fsspec.asyn.sync(
+            store.loop, whole_answer, store, url, most=MAX_FILE_BYTES, seconds=SECONDS, timeout=2 * SECONDS
+        )
     else:
-        with store.open(url, "rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+        data = _stored(url, 0, MAX_FILE_BYTES + 1)
     check_bytes(len(data), "")
     return data
 
 
-async def _get(store: Any, url: str) -> bytes:
-    """Read over the session that fsspec keeps open from one image to the next."""
-    import aiohttp
-
-    session = await store.set_session()
-    async with session.get(url, timeout=aiohttp.ClientTimeout(total=SECONDS)) as answer:
-        data = bytearray()
-        most = MAX_FILE_BYTES if answer.status == 200 else QUOTED
-        try:
-            async for chunk in answer.content.iter_chunked(2**16):
-                data += chunk
-                if len(data) > most:
-                    break
-        except aiohttp.ClientPayloadError:
-            raise _Answer(_seen("cut off", answer, data), again=True) from None
-        if answer.status != 200:
-            again = answer.status >= 500 or answer.status in (408, 429)
-            raise _Answer(_seen(f"status {answer.status}", answer, data), again=again)
-    return bytes(data)
+def _range(url: str, wanted: Range) -> Generator[bytes]:
+    """Yield the bytes of a range in pieces of ``PIECE``, without a second try."""
+    if scheme_of(url) in ("http", "https"):
+        yield from _answered(url, wanted)
+        return
+    for offset in range(wanted.offset, wanted.end, PIECE):
+        size = min(PIECE, wanted.end - offset)
+        beyond = offset + size == wanted.total  # a byte more than asked for tells that the file is too long
+        data = _stored(url, offset, size + beyond)
+        if len(data) != size:
+            number = errno.EIO if wanted.total is None else errno.ESTALE
+            what = f"{len(data)} bytes came of the {size} from {offset} on, which start with {data[:QUOTED]!r}"
+            raise Answer(what, again=True, number=number)
+        yield data
 
 
-def _seen(what: str, answer: Any, data: bytearray) -> str:
-    promised = answer.headers.get("Content-Length", "?")
-    return f"{what}, {len(data)} of {promised} bytes came, which start with {bytes(data[:QUOTED])!r}"
+def _answered(url: str, wanted: Range) -> Generator[bytes]:
+    import fsspec
+    import fsspec.asyn
+
+    if not wanted.size:
+        return
+    store = fsspec.filesystem(scheme_of(url))
+    pieces = range_answer(store, url, wanted, piece=PIECE, seconds=STALL_SECONDS)
+    try:
+        while piece := fsspec.asyn.sync(store.loop, _next, pieces):
+            yield piece
+    finally:  # not waited for: nobody would answer when Python ends
+        asyncio.run_coroutine_threadsafe(_close(pieces), store.loop)
+
+
+async def _next(pieces: AsyncGenerator[bytes]) -> bytes:
+    return await anext(pieces, b"")
+
+
+async def _close(pieces: AsyncGenerator[bytes]) -> None:
+    await pieces.aclose()
+
+
+def _stored(url: str, offset: int, size: int) -> bytes:
+    """Return ``size`` bytes from ``offset`` on out of a store that is no web server, fewer at its end."""
+    import fsspec
+    import fsspec.asyn
+
+    scheme = scheme_of(url)
+    store = fsspec.filesystem(scheme)
+    if store.async_impl:
+        path, end = store._strip_protocol(url), offset + size
+        data: bytes = fsspec.asyn.sync(store.loop, store._cat_file, path, offset, end, timeout=2 * SECONDS)
+        return data
+    opened: BinaryIO = _local(url).open("rb") if scheme == "file" else store.open(url, "rb", cache_type="none")
+    with opened as file:
+        file.seek(offset)
+        return file.read(size)
+
+
+def _local(url: str) -> Path:
+    """Return the path that a ``file://`` URL names."""
+    return Path(unquote(urlsplit(url).path))

@@ -11,10 +11,11 @@ from pathlib import Path
 import fsspec
 import fsspec.asyn
 import pytest
+from faulty_server import FaultyServer
 
 from mpp.errors import ConfigError
 from mpp.sources import files, remote
-from mpp.sources.remote import TRIES, check_scheme, read_url, redact, scheme_of
+from mpp.sources.remote import TRIES, check_scheme, read_pieces, read_range, read_url, redact, scheme_of
 
 IMAGE = bytes(range(256)) * 1000
 
@@ -199,3 +200,66 @@ def test_stores_that_stall_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None
     assert read_url("stalled://bucket/quick") == IMAGE
     with pytest.raises(OSError, match=r"stalled://bucket/slow: \w*Timeout"):
         read_url("stalled://bucket/slow")
+
+
+def test_ranges_of_files_and_stores_are_read_through_the_same_function(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(remote, "PIECE", 1000)
+    (tmp_path / "ü 1.tar").write_bytes(IMAGE)
+    fsspec.filesystem("memory").pipe("/bucket/1.tar", IMAGE)
+    fsspec.register_implementation("stalled", StalledStore, clobber=True)
+    for url in (f"file://{tmp_path}/ü%201.tar", "memory://bucket/1.tar", "stalled://bucket/quick"):
+        for total in (None, len(IMAGE)):
+            assert read_range(url, 100, 2345, total=total) == IMAGE[100:2445]
+            assert read_range(url, 1000, len(IMAGE) - 1000, total=total) == IMAGE[1000:]
+        assert b"".join(read_pieces(url, len(IMAGE))) == IMAGE
+        with pytest.raises(OSError, match=r"1 bytes came of the 2 from 255999 on.* \(4 tries\)") as caught:
+            read_range(url, len(IMAGE) - 1, 2)
+        assert caught.value.errno == errno.EIO
+        for wrong in (-1, 1):
+            with pytest.raises(OSError, match=r"bytes came of the .* \(4 tries\)") as caught:
+                list(read_pieces(url, len(IMAGE) + wrong))
+            assert caught.value.errno == errno.ESTALE
+
+
+def test_a_range_of_what_is_missing_or_forbidden_is_given_up_at_once(tmp_path: Path) -> None:
+    tried: list[int] = []
+    for url in ("file:///nowhere/1.tar", "memory://bucket/2.tar"):
+        with pytest.raises(FileNotFoundError if url[0] == "f" else OSError, match=r"\.tar: FileNotFoundError$"):
+            read_range(url, 0, 10, on_retry=lambda: tried.append(1))
+    with pytest.raises(IsADirectoryError, match=r": IsADirectoryError$"):
+        read_range(f"file://{tmp_path}", 0, 10, on_retry=lambda: tried.append(1))
+    assert tried == []
+
+
+def test_stores_that_stall_in_a_range_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec.register_implementation("stalled", StalledStore, clobber=True)
+    monkeypatch.setattr(remote, "SECONDS", 0.05)
+    monkeypatch.setattr(remote, "TRIES", 1)
+    with pytest.raises(OSError, match=r"stalled://bucket/slow: \w*Timeout"):
+        read_range("stalled://bucket/slow", 0, 10)
+
+
+def test_a_file_that_is_cut_off_goes_on_with_the_piece_where_it_was(
+    faulty_server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "PIECE", 100_000)
+    (faulty_server.folder / "a.tar").write_bytes(IMAGE)
+    faulty_server.add_faults("a.tar", ["503", "cut", "cut", "short", "whole"])
+    retries: list[int] = []
+    pieces = read_pieces(faulty_server.url("a.tar"), len(IMAGE), on_retry=lambda: retries.append(1))
+    assert b"".join(pieces) == IMAGE
+    begins = [int(request.range.removeprefix("bytes=").partition("-")[0]) for request in faulty_server.requests]
+    assert begins == [0, 0, 100_000, 100_000, 100_000]
+    assert len(retries) == 4
+
+
+def test_a_file_of_another_size_is_noticed_before_its_first_byte(faulty_server: FaultyServer) -> None:
+    (faulty_server.folder / "a.tar").write_bytes(IMAGE)
+    for size in (len(IMAGE) - 1, len(IMAGE) + 1):
+        pieces = read_pieces(faulty_server.url("a.tar", user="me:sesame", query="k=sesame"), size)
+        with pytest.raises(OSError, match=f"a file of 256000 bytes instead of {size}") as caught:
+            next(pieces)
+        assert caught.value.errno == errno.ESTALE and "sesame" not in str(caught.value)
