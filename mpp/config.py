@@ -238,7 +238,9 @@ def _explain(cls: type, detail: Any) -> str:
     key = ".".join(names)
     if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         known = list(_fields(owner)) if owner is not None else []
-        near = difflib.get_close_matches(names[-1], known, n=1, cutoff=0.5)
+        below = [key for key, *_ in (_settings(owner, "") if owner is not None else []) if "." in key]
+        near = [key for key in below if key.rpartition(".")[2] == names[-1]][:1]
+        near = near or difflib.get_close_matches(names[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {'.'.join([*names[:-1], near[0]])}?" if near else f"known: {', '.join(known)}"
         return f"{key}: unknown key; {hint}"
     if detail["type"] in ("missing", "missing_argument"):

@@ -11,6 +11,12 @@ from typing import TextIO
 from mpp.errors import ConfigError, DiskError
 
 
+def cache_folder() -> Path:
+    """Return the folder for what can be made again: $MPP_CACHE, or mpp in the user's cache folder."""
+    named = os.environ.get("MPP_CACHE")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mpp"
+
+
 def fsync_path(path: Path) -> None:
     """Bring a file's bytes, or the names in a folder, to the disk; raise ``OSError`` where that fails."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -43,6 +43,12 @@ class NumericsError(MppError):
     exit_code = 5
 
 
+class HangError(MppError):
+    """A process or a storage that does not answer in time."""
+
+    exit_code = 6
+
+
 class DiskError(MppError):
     """No room, or no permission, to write."""
 

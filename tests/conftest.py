@@ -83,7 +83,14 @@ def tiny_run(tiny_shards: Path, tiny_vit: dict[str, Any], tmp_path_factory: pyte
     from mpp.training.pretraining import PretrainConfig, pretrain
 
     out = tmp_path_factory.mktemp("tiny_run") / "run"
-    tree = {"shards": str(tiny_shards), "out": str(out), "vit": tiny_vit, "steps": 2, "global_batch": 16, "workers": 0}
+    tree = {
+        "shards": str(tiny_shards),
+        "out": str(out),
+        "vit": tiny_vit,
+        "steps": 2,
+        "global_batch": 16,
+        "stream": {"workers": 0},
+    }
     pretrain(resolve(PretrainConfig, tree))
     return out
 

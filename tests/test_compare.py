@@ -1,5 +1,6 @@
 """``mpp compare`` as a person types it: the table printed and written, one message for bad input."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,13 @@ from mpp.compare import main
 @pytest.fixture
 def words(tiny_shards: Path, tiny_vit: dict[str, Any], tmp_path: Path) -> list[str]:
     """A command line of two arms, two steps each, into tmp_path/out."""
-    budget = {"steps": 2, "global_batch": 16, "workers": 0}
-    tree = {"pretrain": {"vit": tiny_vit, **budget}, "transfer": budget, "arms": ["masked", "scratch"], "seeds": [0]}
+    budget = {"steps": 2, "global_batch": 16, "stream": {"workers": 0}}
+    tree = {
+        "pretrain": {"vit": tiny_vit, **budget},
+        "transfer": deepcopy(budget),
+        "arms": ["masked", "scratch"],
+        "seeds": [0],
+    }
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(tree))
     return ["--config", str(file), f"shards={tiny_shards}", f"out={tmp_path / 'out'}"]

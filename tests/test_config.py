@@ -127,6 +127,7 @@ def test_a_choice_that_may_be_absent_is_chosen_by_its_kind() -> None:
     [
         ("stps=3", "stps: unknown key; did you mean steps?"),
         ("model.widht=3", "model.widht: unknown key; did you mean model.width?"),
+        ("width=3", "width: unknown key; did you mean model.width?"),
         ("zzzzzz=3", "zzzzzz: unknown key; known: out, steps, clip, model, optimizer, second, seeds"),
         ("optimizer.beta=[1, 1]", "optimizer.beta: unknown key; did you mean optimizer.betas?"),
         ("optimizer.momentum=0.5", "optimizer.momentum: unknown key; "),

@@ -15,7 +15,7 @@ from mpp.training.runs import read_metrics
 def words(tiny_shards: Path, tiny_vit: dict[str, Any], tmp_path: Path) -> list[str]:
     """A command line of two steps into tmp_path/run."""
     file = tmp_path / "tiny.yaml"
-    file.write_text(yaml.safe_dump({"vit": tiny_vit, "steps": 2, "global_batch": 16, "workers": 0}))
+    file.write_text(yaml.safe_dump({"vit": tiny_vit, "steps": 2, "global_batch": 16, "stream": {"workers": 0}}))
     return ["--config", str(file), f"shards={tiny_shards}", f"out={tmp_path / 'run'}"]
 
 

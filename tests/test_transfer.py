@@ -8,7 +8,7 @@ import pytest
 from mpp.training.checkpoint import BACKBONE
 from mpp.transfer import main
 
-FAST = ["steps=2", "global_batch=16", "workers=0", "view.crop=pad"]
+FAST = ["steps=2", "global_batch=16", "stream.workers=0", "view.crop=pad"]
 
 
 @pytest.fixture

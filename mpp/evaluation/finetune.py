@@ -24,7 +24,7 @@ from mpp.evaluation.labels import choose_labels, labelled_shards, read_labels, s
 from mpp.model.tasks import Classification, StepOutput, zero_linear
 from mpp.model.vit import Interpolation, Vit, VitConfig, resize_positions
 from mpp.shards.shardset import ShardSet
-from mpp.stream.loader import Batch, TrainStream, evaluation_batches
+from mpp.stream.loader import Batch, StreamConfig, TrainStream, evaluation_batches
 from mpp.stream.order import Ints
 from mpp.stream.views import ViewConfig
 from mpp.training.checkpoint import Backbone, load_backbone
@@ -60,7 +60,7 @@ class TransferRecipe:
     )
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: no clipping")
     precision: Precision = Field("auto", description="auto: bf16 on a GPU, fp32 on a CPU")
-    workers: int = Field(4, ge=0, description="data-loading processes per process; 0: none")
+    stream: StreamConfig = StreamConfig()
 
 
 @config
@@ -228,8 +228,8 @@ class Finetuning:
             micro_batch=micro,
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
-            workers=self.settings.workers,
             subset=ids,
+            settings=self.settings.stream,
         )
 
     @torch.no_grad()
@@ -259,8 +259,8 @@ class Finetuning:
             batch=settings.micro_batch or 256,
             rank=accelerator.process_index,
             world=accelerator.num_processes,
-            workers=settings.workers,
             subset=subset,
+            settings=settings.stream,
         )
 
 
@@ -288,7 +288,7 @@ def flops_per_image(settings: VitConfig, num_classes: int) -> float:
     image = torch.zeros(1, 3, *settings.image_size, dtype=torch.uint8, device="meta")
     zero = torch.zeros(1, dtype=torch.int64, device="meta")
     with FlopCounterMode(display=False) as counter:
-        task(Batch(image, zero, zero, 0)).loss.backward()
+        task(Batch(image, zero, zero, zero)).loss.backward()
     return float(counter.get_total_flops())
 
 

@@ -52,8 +52,8 @@ class RandomMask:
         other = min(total - masked, int(self.other * total + 0.5)) if num_patches > 1 else 0
         return Counts(masked, other, total - masked - other)
 
-    def draw(self, ids_B: Tensor, num_patches: int, *, seed: int, epoch: int) -> Corruption:
-        """Draw the corruption of the images with these sample ids (int64)."""
+    def draw(self, ids_B: Tensor, num_patches: int, *, seed: int, epoch: int | Tensor) -> Corruption:
+        """Draw the corruption of the images with these sample ids (int64), each in its epoch (int64 [B], or one)."""
         counts = self.counts(num_patches)
         patches_N = torch.arange(num_patches, device=ids_B.device)
         image_B1 = hash64(hash64(hash64(torch.full_like(ids_B, seed)) + epoch) + ids_B)[:, None]

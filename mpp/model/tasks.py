@@ -66,7 +66,7 @@ class MaskedPatches(nn.Module):
 
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor, Corruption]:
         """Return the true patches [B, M, 3, p, q], the predictions [B, M, K] for them, and where they are."""
-        corruption = self.settings.mask.draw(batch.ids, self.vit.num_patches, seed=self.seed, epoch=batch.epoch)
+        corruption = self.settings.mask.draw(batch.ids, self.vit.num_patches, seed=self.seed, epoch=batch.epochs)
         features = self.vit(batch.images, lambda tokens: corrupt(tokens, self.mask_token, corruption))
         at = corruption.positions_BM[..., None]
         corrupted = features.patches_BND.gather(1, at.expand(-1, -1, self.vit.width))

@@ -18,8 +18,8 @@ from mpp.model.targets import cut_patches
 from mpp.model.tasks import MaskedPatches, MaskedPatchesConfig
 from mpp.model.vit import Vit
 from mpp.report.plots import reconstruction_picture
-from mpp.shards.shardset import open_shards
 from mpp.stream.loader import Batch, evaluation_batches
+from mpp.stream.mixture import open_mixture
 from mpp.training.checkpoint import newest_checkpoint
 from mpp.training.pretraining import PretrainConfig
 
@@ -48,7 +48,7 @@ def draw_reconstructions(run: str, path: str, num_images: int) -> None:
         ) from error
     if Path(path).suffix not in (".png", ".svg"):
         raise ConfigError(f"{path}: pictures are .png or .svg", fix=f"picture={Path(path).with_suffix('.png')}")
-    shards = open_shards(settings.shards, settings.split)
+    shards = open_mixture(settings.shards, settings.split)
     subset = np.linspace(0, shards.samples - 1, min(num_images, shards.samples), dtype=np.int64)
     batch = next(evaluation_batches(shards, settings.view, settings.vit.image_size, batch=len(subset), subset=subset))
     reconstruction_picture(*reconstruct(task, batch), Path(path))

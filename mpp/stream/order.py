@@ -12,7 +12,7 @@ and without a table, and a reader has only a few shards in use. Position p of a 
 p % world, so the samples of a global step are the same for every number of processes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -61,19 +61,22 @@ class EpochOrder:
         shard = np.searchsorted(begins_in_order, places, side="right") - 1
         return self._firsts[order[shard]] + places - begins_in_order[shard]
 
-    def shards_ahead(self, epoch: int, position: int) -> list[int]:
-        """Return the shards read from ``position`` to the end of an epoch, in the order in which windows need them."""
+    def needs(self, epoch: int, position: int) -> Iterator[tuple[int, int]]:
+        """Yield (shard, last position at which it may be read) from ``position`` to the end of an epoch.
+
+        They come window by window, so in the order of need; a shard comes again with each window that it reaches into.
+        """
         order, begins = self._shards(epoch)
-        first, last = (at // self.num_lanes // self.window for at in (position, max(position, self.num_samples - 1)))
-        needed: dict[int, None] = {}
         lane_begins, lane_ends = self._lane_bounds(np.arange(self.num_lanes, dtype=np.int64))
-        for window in range(first, last + 1):
-            for begin, end in zip(lane_begins + window * self.window, lane_ends, strict=True):
-                end = min(begin + self.window, end)
-                if begin < end:
-                    low, high = np.searchsorted(begins, [begin, end - 1], side="right") - 1
-                    needed.update(dict.fromkeys(order[low : high + 1].tolist()))
-        return [shard for shard in needed if self.sizes[shard]]
+        for window in range(position // self.num_lanes // self.window, -(-self.num_samples // self.num_lanes)):
+            lows = lane_begins + window * self.window
+            highs = np.minimum(lows + self.window, lane_ends)
+            if not (lows < highs).any():
+                return
+            last = min((window + 1) * self.window * self.num_lanes, self.num_samples) - 1
+            for low, high in zip(lows[lows < highs], highs[lows < highs], strict=True):
+                first, end = np.searchsorted(begins, [low, high - 1], side="right")
+                yield from ((shard, last) for shard in order[first - 1 : end].tolist() if self.sizes[shard])
 
     def _lane_bounds(self, lanes: Ints) -> tuple[Ints, Ints]:
         """Return where lanes begin and end in the sequence of samples."""

@@ -1,20 +1,22 @@
 """Bytes of an image become uint8 pixels: the train view, drawn by integers, and the evaluation view.
 
+Pixels are numpy arrays while one image is worked on: height, width and four channels of which the fourth means nothing,
+the layout that resizing is fastest in. What leaves is red, green, blue, height and width, as a view of that.
+
 Shapes: B images, H and W the height and width in pixels.
 """
 
 import io
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import simplejpeg
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
-from torch import Tensor
-from torchvision.io import ImageReadMode
 
 from mpp.config import config
 from mpp.shards.hashing import hash64
@@ -22,12 +24,17 @@ from mpp.stream.order import Ints
 
 # Only formats that Pillow decodes by itself: some others start programs.
 PILLOW_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+# A JPEG is decoded at one of these parts of its size where a crop is made smaller anyway. The decoder's own filter is a
+# rough one, so at least so many of its pixels, along a side, remain for each pixel of the view.
+PARTS = (1, 2, 4, 8)
+ENOUGH = 2
 # A random resized crop is tried as often as torchvision does; two draws a try, two for its place, one for the flip.
 CROP_TRIES = 10
 NUM_DRAWS = 2 * CROP_TRIES + 3
 _VIEW = 3  # keeps these draws apart from those of the order and of the masks
 
-Box = tuple[int, int, int, int]
+Pixels = NDArray[np.uint8]
+Box = tuple[int, int, int, int]  # top, left, height, width
 Share = Annotated[float, Field(gt=0, le=1)]
 Ratio = Annotated[float, Field(gt=0)]
 
@@ -46,57 +53,76 @@ class ViewConfig:
     crop_fraction: Share = Field(0.875, description="share of the side that the evaluation view keeps")
 
 
-def view_draws(seed: int, epoch: int, ids_B: Ints) -> NDArray[np.float64]:
-    """Return numbers [B, NUM_DRAWS] in [0, 1) that decide the train views of these samples in this epoch."""
-    hashes = hash64(_VIEW, seed, epoch, ids_B[:, None], np.arange(NUM_DRAWS, dtype=np.int64))
+def view_draws(seed: int, epochs_B: Ints, ids_B: Ints) -> NDArray[np.float64]:
+    """Return numbers [B, NUM_DRAWS] in [0, 1) that decide the train views of these samples in these epochs."""
+    hashes = hash64(_VIEW, seed, epochs_B[:, None], ids_B[:, None], np.arange(NUM_DRAWS, dtype=np.int64))
     return (hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def train_view(image: bytes, settings: ViewConfig, size: tuple[int, int], draws: NDArray[np.float64]) -> Tensor:
-    """Return a random view, uint8 [3, H, W] of ``size`` (H, W), decided by one row of :func:`view_draws`.
+def train_view(image: bytes | memoryview, settings: ViewConfig, size: tuple[int, int], draws: Any) -> Pixels:
+    """Return a random view [3, H, W] of ``size`` (H, W), decided by one row of :func:`view_draws`.
 
-    Raises ``OSError`` or ``ValueError`` for bytes that are no image.
+    A JPEG whose crop is made much smaller is decoded at a half, a quarter or an eighth of its size. Raises ``OSError``
+    or ``ValueError`` for bytes that are no image.
     """
     chances: list[float] = draws.tolist()
     if settings.crop == "random_resized":
-        pixels = decode(image)
-        pixels = _resized(pixels, _random_box(pixels.shape[1], pixels.shape[2], settings, chances), size)
+        whole = jpeg_size(image)
+        if whole is None:
+            pixels = decode(image)
+            pixels = _resized(pixels, _random_box(pixels.shape[0], pixels.shape[1], settings, chances), size)
+        else:
+            box = _random_box(*whole, settings, chances)
+            spare = min(box[2] / size[0], box[3] / size[1]) / ENOUGH
+            part = max(part for part in PARTS if part == 1 or part <= spare)
+            pixels = decode(image, part)
+            pixels = _resized(pixels, _scaled(box, whole, pixels.shape[:2]), size)
     else:
-        pixels = eval_view(image, settings, size)
+        pixels = _middle(decode(image), settings, size)
         if settings.crop == "pad":
             pixels = _shifted(pixels, chances[-3], chances[-2])
-    return pixels.flip(-1) if settings.flip and chances[-1] < 0.5 else pixels
+    if settings.flip and chances[-1] < 0.5:
+        pixels = pixels[:, ::-1]
+    return pixels[..., :3].transpose(2, 0, 1)
 
 
-def eval_view(image: bytes, settings: ViewConfig, size: tuple[int, int]) -> Tensor:
-    """Return the middle of the image, uint8 [3, H, W] of ``size``; an image of that very size stays as it is.
+def eval_view(image: bytes | memoryview, settings: ViewConfig, size: tuple[int, int]) -> Pixels:
+    """Return the middle of the image [3, H, W] of ``size``; an image of that very size stays as it is.
 
     Raises ``OSError`` or ``ValueError`` for bytes that are no image.
     """
-    pixels = decode(image)
-    height, width = pixels.shape[1:]
-    if (height, width) == size:
-        return pixels
-    scale = settings.crop_fraction * min(height / size[0], width / size[1])
-    box_height, box_width = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-    return _resized(pixels, ((height - box_height) // 2, (width - box_width) // 2, box_height, box_width), size)
+    return _middle(decode(image), settings, size)[..., :3].transpose(2, 0, 1)
 
 
-def decode(image: bytes) -> Tensor:
-    """Decode an image to RGB, uint8 [3, H, W]; JPEG by torchvision, what that cannot read by Pillow.
-
-    torchvision's decoder is called as an operator: since 0.29 its function warns that it will go, and once it is gone
-    Pillow does its work, at half the speed.
-    """
-    if image[:2] == b"\xff\xd8" and hasattr(torch.ops.image, "decode_jpeg"):
+def decode(image: bytes | memoryview, part: int = 1) -> Pixels:
+    """Decode an image to [H, W, 4]; JPEG by libjpeg-turbo at 1 / ``part`` of its size, all else by Pillow, whole."""
+    if image[:2] == b"\xff\xd8":
         try:
-            stream = torch.frombuffer(bytearray(image), dtype=torch.uint8)
-            pixels: Tensor = torch.ops.image.decode_jpeg(stream, ImageReadMode.RGB.value)
+            pixels: Pixels = simplejpeg.decode_jpeg(image, "RGBX", **_at_least(image, part))
             return pixels
-        except RuntimeError:
+        except ValueError:  # CMYK, and what is damaged in a way that Pillow may forgive
             pass
     with Image.open(io.BytesIO(image), formats=PILLOW_FORMATS) as picture:
-        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+        return np.array(picture.convert("RGBX" if picture.mode == "RGB" else "RGB").convert("RGBX"))
+
+
+def jpeg_size(image: bytes | memoryview) -> tuple[int, int] | None:
+    """Return height and width from the header of a JPEG, None for what is none."""
+    if image[:2] != b"\xff\xd8":
+        return None
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(image)
+    except ValueError:
+        return None
+    return height, width
+
+
+def _at_least(image: bytes | memoryview, part: int) -> dict[str, int]:
+    """Return the arguments that make the decoder choose 1 / ``part`` of the size."""
+    if part == 1:
+        return {}
+    height, width, _, _ = simplejpeg.decode_jpeg_header(image)
+    return {"min_height": height // part, "min_width": width // part, "min_factor": part}
 
 
 def _random_box(height: int, width: int, settings: ViewConfig, chances: list[float]) -> Box:
@@ -116,20 +142,40 @@ def _random_box(height: int, width: int, settings: ViewConfig, chances: list[flo
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
-def _resized(pixels: Tensor, box: Box, size: tuple[int, int]) -> Tensor:
-    """Cut a box out of [3, H, W] and bring it to ``size``, bilinear with antialiasing as Pillow does."""
+def _scaled(box: Box, whole: tuple[int, int], decoded: tuple[int, int]) -> Box:
+    """Return where a box of an image lies in the same image decoded smaller."""
+    (top, left, height, width), (down, right) = box, (decoded[0] / whole[0], decoded[1] / whole[1])
+    first_row, first_column = min(round(top * down), decoded[0] - 1), min(round(left * right), decoded[1] - 1)
+    rows, columns = max(1, round(height * down)), max(1, round(width * right))
+    return first_row, first_column, min(rows, decoded[0] - first_row), min(columns, decoded[1] - first_column)
+
+
+def _middle(pixels: Pixels, settings: ViewConfig, size: tuple[int, int]) -> Pixels:
+    """Cut the middle out of [H, W, 4] and bring it to ``size``; pixels of that very size stay as they are."""
+    height, width = pixels.shape[:2]
+    if (height, width) == size:
+        return pixels
+    scale = settings.crop_fraction * min(height / size[0], width / size[1])
+    box_height, box_width = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    return _resized(pixels, ((height - box_height) // 2, (width - box_width) // 2, box_height, box_width), size)
+
+
+def _resized(pixels: Pixels, box: Box, size: tuple[int, int]) -> Pixels:
+    """Cut a box out of [H, W, 4] and bring it to ``size``, bilinear with antialiasing as Pillow does."""
     top, left, height, width = box
-    cut = pixels[:, top : top + height, left : left + width]
+    cut = pixels[top : top + height, left : left + width]
     if (height, width) == size:
         return cut
-    return F.interpolate(cut[None], size, mode="bilinear", antialias=True)[0]
+    planes = torch.from_numpy(cut)[None].permute(0, 3, 1, 2)  # seen as channels last, in and out
+    resized = F.interpolate(planes, size, mode="bilinear", antialias=True)
+    return resized.permute(0, 2, 3, 1)[0].numpy()
 
 
-def _shifted(pixels: Tensor, chance_down: float, chance_right: float) -> Tensor:
-    """Shift [3, H, W] by up to an eighth of its sides; the edge that opens mirrors the image."""
-    for axis, chance in ((1, chance_down), (2, chance_right)):
+def _shifted(pixels: Pixels, chance_down: float, chance_right: float) -> Pixels:
+    """Shift [H, W, 4] by up to an eighth of its sides; the edge that opens mirrors the image."""
+    for axis, chance in ((0, chance_down), (1, chance_right)):
         side = pixels.shape[axis]
         most = side // 8
-        places = (torch.arange(side) + int(chance * (2 * most + 1)) - most).abs()
-        pixels = pixels.index_select(axis, torch.where(places < side, places, 2 * (side - 1) - places))
+        places = np.abs(np.arange(side) + (int(chance * (2 * most + 1)) - most))
+        pixels = pixels.take(np.where(places < side, places, 2 * (side - 1) - places), axis)
     return pixels

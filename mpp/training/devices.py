@@ -61,6 +61,24 @@ def prepare(
     return cast(tuple[nn.Module, Optimizer], prepared)
 
 
+def over_processes(accelerator: Accelerator, rates: dict[str, float], counts: dict[str, float]) -> dict[str, float]:
+    """Return the means of ``rates`` over all processes, with several their maxima as NAME_max, and sums of ``counts``.
+
+    All processes call this at the same step.
+    """
+    own = torch.tensor([[*rates.values(), *counts.values()]], dtype=torch.float64)
+    rows = accelerator.gather(own.float().to(accelerator.device)).double().cpu() if _several(accelerator) else own
+    means, maxima, sums = rows.mean(0).tolist(), rows.max(0).values.tolist(), rows.sum(0).tolist()
+    values = {name: round(mean, 5) for name, mean in zip(rates, means, strict=False)}
+    if _several(accelerator):
+        values |= {f"{name}_max": round(most, 5) for name, most in zip(rates, maxima, strict=False)}
+    return values | dict(zip(counts, sums[len(rates) :], strict=True))
+
+
+def _several(accelerator: Accelerator) -> bool:
+    return bool(accelerator.num_processes > 1)
+
+
 def leave_together() -> None:
     """Let the processes of a launch end together; gloo aborts where one leaves while others still talk."""
     if torch.distributed.is_initialized():

@@ -111,6 +111,5 @@ class Trainer:
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Move a batch to a device."""
     labels = None if batch.labels is None else batch.labels.to(device, non_blocking=True)
-    return Batch(
-        batch.images.to(device, non_blocking=True), labels, batch.ids.to(device, non_blocking=True), batch.epoch
-    )
+    images, ids, epochs = (x.to(device, non_blocking=True) for x in (batch.images, batch.ids, batch.epochs))
+    return Batch(images, labels, ids, epochs)

@@ -17,20 +17,21 @@ from pydantic import Field
 from torch import nn
 
 from mpp.config import config
-from mpp.errors import DataError, Stopped
+from mpp.errors import Stopped
 from mpp.model.baselines import trivial_baselines
 from mpp.model.tasks import ClassificationConfig, MaskedPatchesConfig, TaskConfig, build_task
 from mpp.model.vit import Vit, VitConfig
 from mpp.shards.hashing import permutation
-from mpp.shards.shardset import ShardSet, open_shards
-from mpp.stream.loader import TrainStream, evaluation_batches
+from mpp.stream.loader import StreamConfig, TrainStream, evaluation_batches
+from mpp.stream.mixture import Mixture, Part, open_mixture
 from mpp.stream.order import count_steps
+from mpp.stream.state import StreamState
 from mpp.stream.views import ViewConfig
 from mpp.training.checkpoint import BACKBONE, CHECKPOINTS, CheckpointStore, save_backbone
-from mpp.training.devices import Precision, divide_batch, open_accelerator, prepare
+from mpp.training.devices import Precision, divide_batch, open_accelerator, over_processes, prepare
 from mpp.training.loop import Plan, Trainer, Values
 from mpp.training.optim import AdamW, OptimizerConfig, Schedule, build_optimizer
-from mpp.training.progress import Clock, StepProgress
+from mpp.training.progress import Clock, StepProgress, shown_timing
 from mpp.training.runs import FINISHED, Run
 from mpp.training.stops import StopSignals
 
@@ -54,7 +55,7 @@ class PretrainRecipe:
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: no clipping")
     precision: Precision = Field("auto", description="auto: bf16 on a GPU, fp32 on a CPU")
     seed: int = Field(0, ge=0, description="seed of weights, order, views and masks")
-    workers: int = Field(4, ge=0, description="data-loading processes per process; 0: none")
+    stream: StreamConfig = StreamConfig()
     log_every: int = Field(10, gt=0, description="steps between lines of metrics.jsonl")
     save_every: int = Field(1000, gt=0, description="steps between checkpoints")
 
@@ -63,7 +64,9 @@ class PretrainRecipe:
 class PretrainConfig(PretrainRecipe):
     """One pretraining run: the recipe, the shards, the folder."""
 
-    shards: str = Field(description="folder that mpp-shard wrote")
+    shards: str | tuple[Part, ...] = Field(
+        description="folder that mpp-shard or mpp index wrote, WebDataset tars, a URL of such, or a list of them to mix"
+    )
     split: str = Field("train", description="split of the shard set")
     out: str = Field(description="run folder; the same command again continues the run in it")
 
@@ -74,7 +77,7 @@ def pretrain(settings: PretrainConfig) -> None:
     Leaves ``backbone.safetensors`` in the run folder. Raises ``ConfigError``, ``DataError``, ``CheckpointError``,
     ``NumericsError`` or ``DiskError``, and ``Stopped`` after a signal, with a checkpoint saved.
     """
-    shards = open_shards(settings.shards, settings.split)
+    shards = open_mixture(settings.shards, settings.split)
     if isinstance(settings.task, ClassificationConfig):
         shards.require_labels()
     settings.schedule.check(settings.steps)
@@ -104,7 +107,7 @@ class _Pretraining:
     """One run while it lasts: where it starts, what happens between steps, what it leaves."""
 
     def __init__(
-        self, settings: PretrainConfig, shards: ShardSet, task: nn.Module, accelerator: Accelerator, run: Run | None
+        self, settings: PretrainConfig, shards: Mixture, task: nn.Module, accelerator: Accelerator, run: Run | None
     ) -> None:
         self.settings, self.shards, self.accelerator, self.run = settings, shards, accelerator, run
         micro, accumulate = divide_batch(settings.global_batch, settings.micro_batch, accelerator.num_processes)
@@ -123,8 +126,8 @@ class _Pretraining:
             micro_batch=micro,
             rank=accelerator.process_index,
             world=accelerator.num_processes,
-            workers=settings.workers,
             start_step=self.start,
+            settings=settings.stream,
         )
         self.plan = Plan(
             steps=settings.steps,
@@ -143,7 +146,7 @@ class _Pretraining:
             self.run.rewind(self.start)
             _note_baselines(self.run, self.shards, settings)
         trainer = Trainer(self.task, self.optimizer, self.stream, self.accelerator, self.plan)
-        clock = Clock(settings.global_batch)
+        clock = Clock(settings.global_batch, self.stream.clock)
         with (
             StopSignals() as stops,
             StepProgress("pretrain", start=self.start, steps=settings.steps, shown=shown) as progress,
@@ -162,14 +165,14 @@ class _Pretraining:
                         fix="the same command continues",
                     )
                 if step == self.start:
-                    clock.start(step, self.stream.waited)
+                    clock.start(step)
 
             def on_log(step: int, values: Values) -> None:
-                timing = clock.lap(step, self.stream.waited)
+                timing = over_processes(self.accelerator, *clock.lap(step))
                 if self.run is not None:
                     self.run.record("metrics", {"step": step, "images_seen": step * settings.global_batch, **values})
                     self.run.record("timing", {"step": step, **timing})
-                progress.show(step, {**values, **timing})
+                progress.show(step, {**values, **shown_timing(timing)})
 
             trainer.run(self.start, before_step, on_log)
         self._leave()
@@ -180,14 +183,11 @@ class _Pretraining:
         if found is None:
             return 0
         folder, facts = found
-        if facts["fingerprint"] != self.shards.fingerprint:
-            raise DataError(
-                f"{self.settings.shards} is not the shard set that {folder} was trained on",
-                fix="the old shards, or out=ANOTHER",
-            )
+        order = self.shards.order(self.settings.seed, self.settings.global_batch)
+        step = StreamState.at(0, order, self.shards.fingerprint).resumed(facts, str(folder))
         self.accelerator.load_state(str(folder))
         self.accelerator.print(f"continuing from {folder}", flush=True)
-        return int(facts["samples_seen"]) // self.settings.global_batch
+        return step
 
     def _save(self, step: int) -> None:
         state = self.stream.state(step)
@@ -217,15 +217,13 @@ def _told_by_main(flag: bool) -> bool:
     return told[0]
 
 
-def _note_baselines(run: Run, shards: ShardSet, settings: PretrainConfig) -> None:
+def _note_baselines(run: Run, shards: Mixture, settings: PretrainConfig) -> None:
     """Write ``baselines.json``: what a prediction reaches on this corpus without learning."""
     path = run.folder / "baselines.json"
     if path.exists() or not isinstance(settings.task, MaskedPatchesConfig):
         return
     subset = np.sort(permutation(shards.samples, settings.seed)[:_BASELINE_IMAGES])
-    batches = evaluation_batches(
-        shards, settings.view, settings.vit.image_size, batch=100, rank=0, world=1, workers=0, subset=subset
-    )
+    batches = evaluation_batches(shards, settings.view, settings.vit.image_size, batch=100, subset=subset)
     parts = [(batch.images[batch.ids >= 0], batch.ids[batch.ids >= 0]) for batch in batches]
     images, ids = (torch.cat(column) for column in zip(*parts, strict=True))
     bits = getattr(settings.task.target, "bits", 3)

@@ -7,6 +7,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mpp.stream.stall import Figures, StallClock
+
 
 class StepProgress:
     """Shows steps and the values of the last log line; silent where ``shown`` is false (all processes but one)."""
@@ -51,23 +53,28 @@ class StepProgress:
 
 
 class Clock:
-    """Measures the time between log lines: rates and the wait for data."""
+    """Measures the time between log lines: rates, and what the stall clock of the stream says."""
 
-    def __init__(self, global_batch: int) -> None:
-        self._global_batch = global_batch
-        self.start(0, 0.0)
+    def __init__(self, global_batch: int, stall: StallClock) -> None:
+        self._global_batch, self._stall = global_batch, stall
+        self.start(0)
 
-    def start(self, step: int, waited: float) -> None:
+    def start(self, step: int) -> None:
         """Begin measuring at ``step``."""
-        self._step, self._time, self._waited = step, time.perf_counter(), waited
+        self._step, self._time = step, time.perf_counter()
+        self._stall.lap(1.0)
 
-    def lap(self, step: int, waited: float) -> dict[str, float]:
-        """Return images a second, seconds a step and seconds waited for data, since the last call."""
+    def lap(self, step: int) -> tuple[Figures, Figures]:
+        """Return rates since the last call (images a second over all processes, seconds a step, data), and counts."""
         seconds, steps = time.perf_counter() - self._time, step - self._step
-        stalled = waited - self._waited
-        self.start(step, waited)
-        return {
-            "images_per_second": round(steps * self._global_batch / seconds, 2),
-            "seconds_per_step": round(seconds / steps, 5),
-            "data_wait_seconds": round(stalled, 4),
-        }
+        rates, counts = self._stall.lap(seconds)
+        self._step, self._time = step, time.perf_counter()
+        speed = {"images_per_second": steps * self._global_batch / seconds, "seconds_per_step": seconds / steps}
+        return speed | rates, counts
+
+
+def shown_timing(timing: Figures) -> Figures:
+    """Return what of a log line's timing is worth a look: the rate, the worst wait for data, and trouble."""
+    wait = timing.get("data_wait_share_max", timing["data_wait_share"])
+    trouble = {name: timing[name] for name in ("retries", "skipped") if timing[name]}
+    return {"images_per_second": timing["images_per_second"], "data_wait_share": wait, **trouble}

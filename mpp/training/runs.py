@@ -25,7 +25,7 @@ from mpp.errors import ConfigError, DiskError
 FINISHED = "finished"
 
 # Settings that change how a run is carried out, not what it computes.
-_FREE = {"out", "workers", "log_every", "save_every", "micro_batch"}
+_FREE = {"out", "stream", "log_every", "save_every", "micro_batch"}
 
 
 class Run:
@@ -101,9 +101,7 @@ def _same_settings(path: Path, settings: dict[str, Any]) -> None:
     """Write the settings, or compare them with those that the run began with, which stay as they are."""
     if path.exists():
         old = read_yaml(path)
-        changed = [
-            line for line in _differences(old, settings, "") if line.split(":")[0].rpartition(".")[2] not in _FREE
-        ]
+        changed = [line for line in _differences(old, settings, "") if not _FREE & set(line.split(":")[0].split("."))]
         if changed:
             listed = "".join(f"\n  {line}" for line in changed)
             raise ConfigError(

@@ -22,7 +22,14 @@ def tree(tiny_shards: Path, tiny_vit: dict[str, Any]) -> dict[str, Any]:
         "shards": str(tiny_shards),
         "seeds": [0, 1],
         "labels_per_class": [5],
-        "pretrain": {"vit": tiny_vit, "view": view, "steps": 3, "global_batch": 16, "log_every": 1, "workers": 0},
+        "pretrain": {
+            "vit": tiny_vit,
+            "view": view,
+            "steps": 3,
+            "global_batch": 16,
+            "log_every": 1,
+            "stream": {"workers": 0},
+        },
         "transfer": {
             "view": view,
             "optimizer": {"kind": "adamw"},
@@ -30,7 +37,7 @@ def tree(tiny_shards: Path, tiny_vit: dict[str, Any]) -> dict[str, Any]:
             "held_out": 0.2,
             "steps": 3,
             "global_batch": 12,
-            "workers": 0,
+            "stream": {"workers": 0},
         },
     }
 

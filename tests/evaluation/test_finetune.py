@@ -29,7 +29,7 @@ def tree(tiny_shards: Path, tiny_vit: dict[str, Any], tmp_path: Path) -> dict[st
         "optimizer": {"kind": "adamw", "learning_rate": 0.01},
         "steps": 3,
         "global_batch": 12,
-        "workers": 0,
+        "stream": {"workers": 0},
     }
 
 

@@ -23,7 +23,7 @@ VIT = resolve(
 @pytest.fixture
 def batch() -> Batch:
     pixels = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return Batch(pixels, torch.tensor([0, 1, 2, 0, 1, 2]), torch.arange(6), 0)
+    return Batch(pixels, torch.tensor([0, 1, 2, 0, 1, 2]), torch.arange(6), torch.zeros(6, dtype=torch.int64))
 
 
 def masked(target: Target | None = None, mask: RandomMask | None = None) -> MaskedPatches:

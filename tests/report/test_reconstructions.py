@@ -33,7 +33,7 @@ def test_each_picture_shows_what_it_says_patch_by_patch(tiny_vit: dict[str, Any]
     torch.nn.init.normal_(task.head.weight)
     # no pixel is as gray as a masked patch is painted
     images = torch.randint(0, 100, (3, 3, 8, 8), dtype=torch.uint8)
-    batch = Batch(images, None, torch.arange(3), 0)
+    batch = Batch(images, None, torch.arange(3), torch.zeros(3, dtype=torch.int64))
     truth, predictions, corruption = task.predict(batch)
     original, corrupted, predicted = reconstruct(task, batch)
     assert torch.equal(original, images)
@@ -73,7 +73,7 @@ def test_a_run_without_patches_is_refused(tiny_shards: Path, tiny_vit: dict[str,
         "task": {"kind": "classification"},
         "steps": 1,
         "global_batch": 4,
-        "workers": 0,
+        "stream": {"workers": 0},
     }
     pretrain(resolve(PretrainConfig, tree))
     with pytest.raises(ConfigError, match="trained classification"):

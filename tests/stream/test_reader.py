@@ -11,7 +11,7 @@ import pytest
 
 from mpp.errors import DataError
 from mpp.shards.shardset import ShardSet, open_shards, read_members
-from mpp.stream import reader as reader_module
+from mpp.stream import storage as storage_module
 from mpp.stream.reader import ShardReader
 
 NUM_SAMPLES = 37
@@ -63,7 +63,9 @@ def test_one_flipped_bit_is_found_and_the_sample_named(tmp_path: Path, make_set:
     for sample_id in range(shards.samples):
         if sample_id != bad:
             reader.read(sample_id)
-    with pytest.raises(DataError, match=r"train/train-000001\.tar:2: the jpg member is damaged(.|\n)*mpp verify"):
+    with pytest.raises(
+        DataError, match=r"train/train-000001\.tar:2 \(key 0000\d+\): the jpg member is damaged(.|\n)*mpp verify"
+    ):
         reader.read(bad)
 
 
@@ -83,9 +85,9 @@ def test_a_pickled_reader_opens_its_own_files(shards: ShardSet) -> None:
 
 
 def test_only_so_many_shards_stay_open(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader_module, "MAX_OPEN", 2)
+    monkeypatch.setattr(storage_module, "MOST_OPEN", 2)
     before = len(os.listdir("/proc/self/fd"))
     reader = ShardReader(shards)
     images = [reader.read(sample_id)[0] for sample_id in range(NUM_SAMPLES)]
-    assert len(os.listdir("/proc/self/fd")) == before + 2
+    assert len(os.listdir("/proc/self/fd")) == before + 4  # two tars and their tables
     assert images == all_from_tars(shards, ".jpg")

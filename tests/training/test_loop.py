@@ -33,7 +33,7 @@ class Pull(nn.Module):
 def brightness(values: list[float]) -> Batch:
     """Return a batch of one image for each value."""
     images = torch.tensor(values).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
-    return Batch(images, None, torch.arange(len(values)), 0)
+    return Batch(images, None, torch.arange(len(values)), torch.zeros(len(values), dtype=torch.int64))
 
 
 def trainer(batches: Iterator[Batch], **changes: object) -> tuple[Trainer, Pull]:

@@ -33,7 +33,7 @@ TINY = {
     "optimizer": {"learning_rate": 0.003},
     "steps": 20,
     "global_batch": 16,
-    "workers": 0,
+    "stream": {"workers": 0},
     "log_every": 1,
     "save_every": 5,
 }
@@ -89,7 +89,7 @@ def test_the_same_command_after_the_end_changes_nothing(
 
 
 def test_workers_and_repetition_do_not_change_a_run(undisturbed: Path, tiny_shards: Path, tmp_path: Path) -> None:
-    pretrain(settings(tiny_shards, tmp_path / "run", workers=1))
+    pretrain(settings(tiny_shards, tmp_path / "run", stream={"workers": 1, "threads": 2}))
     assert_same_run(undisturbed, tmp_path / "run")
 
 

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from mpp.training.progress import Clock, StepProgress
+from mpp.stream.stall import Cost, StallClock
+from mpp.training.progress import Clock, StepProgress, shown_timing
 
 
 @pytest.fixture
@@ -58,10 +59,23 @@ def test_on_a_terminal_a_bar_on_stderr_shows_the_same(
 def test_the_clock_counts_from_its_start_and_from_lap_to_lap(monkeypatch: pytest.MonkeyPatch) -> None:
     stub = SimpleNamespace(now=0.0)
     monkeypatch.setattr("mpp.training.progress.time", SimpleNamespace(perf_counter=lambda: stub.now))
-    clock = Clock(100)
+    stall = StallClock()
+    clock = Clock(100, stall)
     stub.now = 50.0  # what came before the first step does not count
-    clock.start(20, waited=3.0)
+    stall.add(3.0, 0, Cost(100))
+    clock.start(20)
     stub.now = 52.0
-    assert clock.lap(25, waited=3.5) == {"images_per_second": 250, "seconds_per_step": 0.4, "data_wait_seconds": 0.5}
+    stall.add(0.5, 2, Cost(100))
+    rates, _ = clock.lap(25)
+    assert rates["images_per_second"] == 250 and rates["seconds_per_step"] == 0.4
+    assert rates["data_wait_seconds"] == 0.5 and rates["data_wait_share"] == 0.25
     stub.now = 53.0
-    assert clock.lap(35, waited=3.5) == {"images_per_second": 1000, "seconds_per_step": 0.1, "data_wait_seconds": 0.0}
+    rates, _ = clock.lap(35)
+    assert rates["images_per_second"] == 1000 and rates["data_wait_seconds"] == 0
+
+
+def test_a_line_shows_the_worst_wait_and_no_more_trouble_than_there_is() -> None:
+    timing = {"images_per_second": 9.0, "data_wait_share": 0.1, "retries": 0, "skipped": 0, "cache_hits": 3}
+    assert shown_timing(timing) == {"images_per_second": 9.0, "data_wait_share": 0.1}
+    timing |= {"data_wait_share_max": 0.4, "skipped": 2}
+    assert shown_timing(timing) == {"images_per_second": 9.0, "data_wait_share": 0.4, "skipped": 2}

@@ -11,16 +11,23 @@ from mpp.training.runs import Run, read_metrics
 
 
 @config
+class Stream:
+    """Settings that do not change what is computed."""
+
+    workers: int = 1
+
+
+@config
 class Settings:
     """Settings of a pretend run."""
 
     rate: float = 0.1
-    workers: int = 1
+    stream: Stream = Stream()
 
 
 def test_a_run_is_continued_with_the_same_settings_only(tmp_path: Path) -> None:
     Run(tmp_path, Settings()).close("stopped")
-    Run(tmp_path, Settings(workers=5)).close("stopped")  # does not change what is computed
+    Run(tmp_path, Settings(stream=Stream(workers=5))).close("stopped")  # does not change what is computed
     assert "workers: 1" in (tmp_path / "config.yaml").read_text()  # what the run began with
     with pytest.raises(ConfigError, match=r"rate: was 0\.1, now 0\.2"):
         Run(tmp_path, Settings(rate=0.2))

@@ -1,0 +1,150 @@
+"""What a data worker does: the ids of a micro-batch become one uint8 tensor, bad samples replaced where allowed.
+
+Shapes: B images of a micro-batch, H and W the height and width in pixels.
+"""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from mpp.errors import MppError
+from mpp.stream.mixture import Draw
+from mpp.stream.order import Ints
+from mpp.stream.reader import BadSample, Sample, ShardReader
+from mpp.stream.stall import Cost, Skip
+from mpp.stream.views import ViewConfig, eval_view, train_view, view_draws
+
+PADDING = -1
+NEIGHBOURS = 8  # samples of the same shard that are tried in the place of one that cannot be used
+
+
+class MadeBatch(NamedTuple):
+    """What a worker hands over: images uint8 [B, 3, H, W] in shared memory; labels, ids and epochs int64 [B]."""
+
+    images: Tensor
+    labels: Ints | None
+    ids: Ints
+    epochs: Ints
+    cost: Cost
+
+
+class Batches(Dataset[MadeBatch | MppError]):
+    """Micro-batches by what is drawn for them; evaluation views where ``seed`` is None; errors are returned.
+
+    With ``replace`` a bad sample gives way to the next usable one of its shard, the same in every process.
+    """
+
+    def __init__(
+        self,
+        reader: ShardReader,
+        views: ViewConfig,
+        size: tuple[int, int],
+        *,
+        seed: int | None,
+        replace: bool,
+        threads: int,
+    ) -> None:
+        self.reader, self.views, self.size, self.seed = reader, views, size, seed
+        self.replace, self.threads = replace, threads
+
+    def __getitem__(self, draw: Draw) -> MadeBatch | MppError:
+        try:
+            return self._make(draw)
+        except MppError as error:
+            return error
+        except Exception as error:
+            error.add_note(f"in a batch that begins with {self.reader.where(int(draw.ids[0]))}")
+            raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_pool"}
+
+    def _make(self, draw: Draw) -> MadeBatch:
+        traffic = self.reader.storage.traffic
+        before = (traffic.bytes, traffic.seconds, traffic.retries, traffic.hits, traffic.misses)
+        ids, rows = draw.ids.copy(), np.flatnonzero(draw.ids != PADDING)
+        images = _shared_images(len(ids), self.size)
+        labels = np.full(len(ids), PADDING, np.int64)
+        if len(rows) < len(ids):
+            images.zero_()
+        pixels, began = images.numpy(), time.perf_counter()
+        samples = self.reader.read_all(ids[rows])
+        read, skipped = time.perf_counter(), []
+        draws = None if self.seed is None else view_draws(self.seed, draw.epochs, draw.ids)
+        jobs = [
+            (pixels[row], sample, int(ids[row]), None if draws is None else draws[row])
+            for row, sample in zip(rows, samples, strict=True)
+        ]
+        for row, sample, bad in zip(rows, samples, self._fill_all(jobs), strict=True):
+            if bad is not None:
+                ids[row], sample = self._instead(pixels[row], int(ids[row]), int(draw.epochs[row]), bad)
+                skipped.append(Skip(int(draw.ids[row]), int(ids[row]), str(bad).partition("\n")[0]))
+            assert isinstance(sample, Sample)
+            labels[row] = PADDING if sample.label is None else sample.label
+        after = (traffic.bytes, traffic.seconds, traffic.retries, traffic.hits, traffic.misses)
+        size, _, retries, hits, misses = (now - then for now, then in zip(after, before, strict=True))
+        view_seconds = time.perf_counter() - read
+        cost = Cost(
+            len(rows), int(size), read - began, view_seconds, int(retries), int(hits), int(misses), tuple(skipped)
+        )
+        return MadeBatch(images, labels if self.reader.labelled else None, ids, draw.epochs, cost)
+
+    def _fill_all(self, jobs: list[tuple[Any, ...]]) -> list[BadSample | None]:
+        """Do the jobs of :meth:`_fill`, in threads where there are several; decoding does not hold the GIL."""
+        if self.threads <= 1:
+            return [self._fill(*job) for job in jobs]
+        return list(self._pool.map(lambda job: self._fill(*job), jobs))
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.threads)
+
+    def _fill(
+        self, target: NDArray[np.uint8], sample: Sample | BadSample, sample_id: int, draws: NDArray[np.float64] | None
+    ) -> BadSample | None:
+        """Write the view of a sample into ``target`` [3, H, W]; return what is wrong with it, if anything."""
+        if isinstance(sample, BadSample):
+            return sample
+        try:
+            if draws is None:
+                target[:] = eval_view(sample.image, self.views, self.size)
+            else:
+                target[:] = train_view(sample.image, self.views, self.size, draws)
+            return None
+        except Exception as error:  # decoders raise many kinds for damaged images
+            reason = f"{self.reader.where(sample_id)}: the image cannot be decoded: {type(error).__name__}: {error}"
+            return BadSample(reason, fix=self.reader.fix(sample_id))
+
+    def _instead(
+        self, target: NDArray[np.uint8], sample_id: int, epoch: int, bad: BadSample
+    ) -> tuple[int, Sample | BadSample]:
+        """Fill ``target`` with the next usable sample; return its id and itself, raise ``bad`` where there is none."""
+        if not self.replace:
+            raise bad
+        for distance in range(1, NEIGHBOURS + 1):
+            other = self.reader.neighbour(sample_id, distance)
+            (sample,) = self.reader.read_all(np.array([other], np.int64))
+            assert self.seed is not None
+            draws = view_draws(self.seed, np.array([epoch], np.int64), np.array([other], np.int64))[0]
+            if self._fill(target, sample, other, draws) is None:
+                return other, sample
+        raise bad
+
+
+def _shared_images(count: int, size: tuple[int, int]) -> Tensor:
+    """Return an unset tensor uint8 [count, 3, H, W], in a worker in memory that the main process shares.
+
+    The loader's queue would otherwise copy the whole batch there.
+    """
+    shape = (count, 3, *size)
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(int(np.prod(shape)))
+    return torch.tensor([], dtype=torch.uint8).set_(storage).view(shape)
