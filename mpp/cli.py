@@ -10,6 +10,7 @@ from mpp.errors import ConfigError, exit_code_of
 
 VERBS = {
     "shard": "turn a corpus of images into shards (also: mpp-shard)",
+    "index": "read WebDataset tars written by others as they are, after one look at each",
     "verify": "check shards against their records",
     "look": "one HTML page about a set of shards: counts, sizes, labels, refusals, pictures",
     "duplicates": "report stored images that look alike, and test images that are in train",

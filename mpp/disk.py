@@ -13,8 +13,8 @@ from mpp.errors import ConfigError, DiskError
 
 def cache_folder() -> Path:
     """Return the folder for what can be made again: $MPP_CACHE, or mpp in the user's cache folder."""
-    named = os.environ.get("MPP_CACHE")
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mpp"
+    folder = os.environ.get("MPP_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "mpp")
+    return Path(folder).expanduser().absolute()
 
 
 def fsync_path(path: Path) -> None:

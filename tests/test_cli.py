@@ -40,7 +40,9 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == f"mpp {mpp.__version__}\n"
 
 
-@pytest.mark.parametrize(("typed", "answer"), [("pretrian", "did you mean pretrain?"), ("zzz", "known: shard, verify")])
+@pytest.mark.parametrize(
+    ("typed", "answer"), [("pretrian", "did you mean pretrain?"), ("zzz", "known: shard, index, verify")]
+)
 def test_an_unknown_verb_ends_with_2_and_the_nearest_one(
     typed: str, answer: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

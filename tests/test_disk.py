@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mpp.disk import disk_errors, fsync_path, lock_file
+from mpp.disk import cache_folder, disk_errors, fsync_path, lock_file
 from mpp.errors import ConfigError, DiskError
 
 
@@ -51,3 +51,11 @@ def test_a_shared_lock_excludes_only_those_who_want_the_file_alone(tmp_path: Pat
     with lock_file(path, shared=True), lock_file(path, shared=True), pytest.raises(BlockingIOError):
         lock_file(path)
     lock_file(tmp_path / "lock").close()
+
+
+def test_the_cache_is_where_it_is_said_to_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("MPP_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "mpp"
+    monkeypatch.setenv("MPP_CACHE", "~/elsewhere")
+    assert cache_folder() == Path.home() / "elsewhere"

@@ -18,7 +18,7 @@ from mpp.errors import ConfigError, DataError
 from mpp.evaluation.finetune import SCRATCH, Finetuning, TransferConfig, TransferRecipe
 from mpp.evaluation.statistics import Difference, Summary, paired_difference, summarise
 from mpp.model.tasks import ClassificationConfig, MaskedPatchesConfig
-from mpp.shards.shardset import open_shards
+from mpp.shards.indexing import open_any
 from mpp.training.devices import open_accelerator
 from mpp.training.pretraining import PretrainConfig, PretrainRecipe, pretrain
 from mpp.training.runs import FINISHED, Run
@@ -109,7 +109,7 @@ def _possible_arms(settings: CompareConfig) -> tuple[tuple[Arm, ...], list[str]]
         )
     for labels in settings.labels_per_class:
         Finetuning(_transfer_config(settings, SCRATCH, labels, settings.seeds[0]))
-    shards = open_shards(settings.shards, "train")
+    shards = open_any(settings.shards, "train")
     if "supervised" not in settings.arms:
         return settings.arms, []
     if shards.classes is not None:
@@ -176,7 +176,7 @@ class _Parts:
         settings = self.settings
         labelled = settings.labelled or settings.shards
         sets = {(settings.shards, "train"), (labelled, "train"), (labelled, settings.test_split)}
-        now = {f"{root}/{split}": open_shards(root, split).fingerprint for root, split in sorted(sets)}
+        now = {f"{root}/{split}": open_any(root, split).fingerprint for root, split in sorted(sets)}
         if "shards" not in self.done:
             self._record("shards", now)
         changed = [name for name in now if self.done["shards"].get(name) != now[name]]

@@ -6,14 +6,15 @@ import numpy as np
 
 from mpp.errors import DataError
 from mpp.shards.hashing import permutation
-from mpp.shards.shardset import ShardSet, open_shards
+from mpp.shards.indexing import open_any
+from mpp.shards.shardset import ShardSet
 from mpp.stream.order import Ints
 from mpp.stream.reader import ShardReader
 
 
 def labelled_shards(root: str, split: str) -> ShardSet:
     """Open a split; raise ``DataError`` where it carries no labels."""
-    shards = open_shards(root, split)
+    shards = open_any(root, split)
     shards.require_labels()
     return shards
 

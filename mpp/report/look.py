@@ -110,6 +110,8 @@ def _check_page(page: Path) -> None:
 def _open_splits(root: Path) -> list[ShardSet]:
     """Open every split, the largest first."""
     sets = [open_shards(root, name) for name in split_names(root)]
+    for shards in sets:
+        shards.require_sources()
     return sorted(sets, key=lambda shards: (-shards.samples, shards.split))
 
 

@@ -41,6 +41,8 @@ class Samples:
         """Open the set; raise ``DataError`` where it is none, or its shards are not as recorded."""
         names = sorted(split_names(root), key=lambda name: (name == "train", name))
         self.splits = [open_shards(root, name) for name in names]
+        for split in self.splits:
+            split.require_sources()
         self.shards = [replace(split, shards=(shard,)) for split in self.splits for shard in split.shards]  # one each
         self.starts = np.cumsum([0, *(shard.samples for shard in self.shards)], dtype=np.int64)
 

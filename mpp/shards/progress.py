@@ -12,13 +12,22 @@ Result = TypeVar("Result")
 
 
 def shown(
-    results: Iterable[Result], count: Callable[[Result], int], *, total: int, title: str, console: Console
+    results: Iterable[Result],
+    count: Callable[[Result], int],
+    *,
+    total: int,
+    title: str,
+    console: Console,
+    unit: str = "images",
 ) -> Iterator[Result]:
-    """Pass ``results`` on as they come, showing how many of ``total`` images they stand for, and images a second."""
+    """Pass ``results`` on as they come, showing how many of ``total`` images they stand for, and images a second.
+
+    What is counted may be of another ``unit``.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed:,.0f} of {task.total:,.0f}  {task.fields[rate]:,.0f} images/s"),
+        TextColumn(f"{{task.completed:,.0f}} of {{task.total:,.0f}}  {{task.fields[rate]:,.0f}} {unit}/s"),
         TimeRemainingColumn(),
     )
     began = line = time.monotonic()
@@ -31,6 +40,6 @@ def shown(
             rate = done / max(now - began, 1e-9)
             bar.update(task, completed=done, rate=rate)
             if not console.is_terminal and (now - line > SECONDS_BETWEEN_LINES or done == total):
-                console.print(f"{title}: {done:,} of {total:,} images, {rate:,.0f} images/s", markup=False)
+                console.print(f"{title}: {done:,} of {total:,} {unit}, {rate:,.0f} {unit}/s", markup=False)
                 line = now
             yield result

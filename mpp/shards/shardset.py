@@ -27,7 +27,10 @@ INDEX = "index.json"
 RECORDS = ".mpp"
 ELSEWHERE = f"{RECORDS}/elsewhere"  # records and tables of shards that do not lie in the set
 MEMBER = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4")])
-REBUILD = "run the mpp-shard command that wrote it again: it rewrites only what is missing or of another size"
+DECODED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # formats that Pillow decodes by itself
+REBUILD = (
+    "run the mpp-shard or mpp index command that wrote it again: it rewrites only what is missing or of another size"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,12 @@ class ShardSet:
     def samples(self) -> int:
         """Return the number of samples in the split."""
         return sum(shard.samples for shard in self.shards)
+
+    def require_sources(self) -> None:
+        """Raise ``DataError`` where the samples do not say what they were made of, as in tars written by others."""
+        if not all("json" in shard.members for shard in self.shards):
+            message = f"{shown(self.root)}: its tars were written by others and do not say where their images come from"
+            raise DataError(message, fix="mpp-shard TARS OUT writes a set that does")
 
     def require_labels(self) -> None:
         """Raise ``DataError`` where the samples carry no labels."""
@@ -143,9 +152,18 @@ def open_shards(root: str | Path, split: str) -> ShardSet:
 
 
 def fingerprint(shards: Iterable[ShardRecord]) -> str:
-    """Return the sha256 over names, sample counts and hashes of shards."""
-    text = json.dumps([[shard.name, shard.samples, shard.sha256] for shard in shards])
+    """Return the sha256 over names, sample counts and hashes of shards.
+
+    Where tars lie elsewhere, the same ones in another folder are the same set; what is read of them counts.
+    """
+    text = json.dumps([_identity(shard) for shard in shards])
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _identity(shard: ShardRecord) -> list[str | int]:
+    if _lies_elsewhere(shard.name):
+        return [shard.name.rpartition("/")[2], shard.samples, shard.sha256, shard.layout_hash]
+    return [shard.name, shard.samples, shard.sha256]
 
 
 def read_members(shards: ShardSet, shard: int) -> npt.NDArray[np.void]:
@@ -184,7 +202,7 @@ def check_size(root: str, shard: ShardRecord) -> list[str]:
     if size < shard.bytes:
         try:
             table = _read_table(root, shard)
-            ends = table["offset"][:, -1] + table["size"][:, -1]
+            ends = (table["offset"] + table["size"]).max(axis=1)
             left = f"{int((ends <= size).sum())} of {shard.samples} samples, "
         except DataError:
             left = ""
@@ -199,7 +217,8 @@ def verify(root: Path, full: bool, map_shards: Callable[..., Iterator[list[str]]
     """
     root = local_root(root)
     shards = [_record(entry) for entry in _read_index(str(root))["shardlist"]]
-    doubles = len(shards) - len({Path(shard.name).name for shard in shards})
+    names = {shard.name if _lies_elsewhere(shard.name) else Path(shard.name).name for shard in shards}
+    doubles = len(shards) - len(names)
     problems = [f"{doubles} shard names occur twice"] if doubles else []
     listed = {shard.name for shard in shards}
     found_tars = sorted(path.relative_to(root).as_posix() for path in root.glob("*/*.tar"))
@@ -241,15 +260,16 @@ def _check_sample(data: bytes, shard: ShardRecord, table: npt.NDArray[np.void], 
         for extension, member in zip(shard.members, table[sample], strict=True):
             begin = int(member["offset"])
             header, payload = data[begin - 512 : begin], data[begin : begin + int(member["size"])]
-            key, _, suffix = header[:100].rstrip(b"\0").decode("ascii").partition(".")
-            if suffix != extension or zlib.crc32(payload) != int(member["crc32"]):
+            key, _, suffix = header[:100].rstrip(b"\0").decode(errors="replace").rpartition("/")[2].partition(".")
+            named = _lies_elsewhere(shard.name) or suffix == extension  # others name images as they like
+            if not named or zlib.crc32(payload) != int(member["crc32"]):
                 return [f"{shard.name}: sample {sample} (key {key}): {extension} differs from its record"]
             if extension == "cls":
                 int(payload)
             elif extension == "json":
                 json.loads(payload)
             else:
-                Image.open(io.BytesIO(payload), formats=("JPEG", "PNG")).load()
+                Image.open(io.BytesIO(payload), formats=DECODED).load()
     except Exception as error:  # whatever a decoder raises on damaged bytes is the finding
         return [f"{shard.name}: sample {sample} (key {key}): {type(error).__name__}: {error}"]
     return []

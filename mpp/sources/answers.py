@@ -6,10 +6,12 @@ The session is the one that fsspec keeps open from one request to the next.
 import errno
 import re
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 QUOTED = 64  # bytes of an answer that an error shows
 READ = 2**16
+WRITTEN = 2**20  # bytes that are written to a file at a time
 PAGES = (b"<!doctype html", b"<html")  # how a login page begins
 BUSY = (408, 429)
 
@@ -49,6 +51,20 @@ async def whole_answer(store: Any, url: str, *, most: int, seconds: float) -> by
     return data
 
 
+async def whole_file(store: Any, url: str, file: Path, seconds: float) -> None:
+    """Write an answer into a file as it comes; a server may take its time, but not be silent for ``seconds``."""
+    import aiohttp
+
+    session = await store.set_session()
+    timeout = aiohttp.ClientTimeout(total=None, connect=seconds, sock_read=seconds)
+    async with session.get(url, timeout=timeout, headers={"Accept-Encoding": "identity"}) as answer:
+        if answer.status != 200:
+            raise _refused(answer, await _read(answer, QUOTED))
+        with open(file, "wb") as target:
+            while data := await _read(answer, WRITTEN, target.tell()):
+                target.write(data)
+
+
 async def range_answer(store: Any, url: str, wanted: Range, *, piece: int, seconds: float) -> AsyncGenerator[bytes]:
     """Yield a range in pieces of at most ``piece`` bytes, each as soon as it came; nothing came for ``seconds``: error.
 
@@ -74,8 +90,8 @@ async def range_answer(store: Any, url: str, wanted: Range, *, piece: int, secon
             raise Answer(f"a body of {at} bytes where {end} were due", again=True)
 
 
-async def _read(answer: Any, most: int) -> bytes:
-    """Return the next ``most`` bytes, fewer at the end."""
+async def _read(answer: Any, most: int, before: int = 0) -> bytes:
+    """Return the next ``most`` bytes after those that came ``before``, fewer at the end."""
     import aiohttp
 
     data = bytearray()
@@ -83,7 +99,8 @@ async def _read(answer: Any, most: int) -> bytes:
         while len(data) < most and (chunk := await answer.content.read(min(READ, most - len(data)))):
             data += chunk
     except aiohttp.ClientPayloadError:
-        raise Answer(_seen("cut off", answer, data), again=True) from None
+        what = f"cut off after {before} bytes more" if before else "cut off"
+        raise Answer(_seen(what, answer, data), again=True) from None
     return bytes(data)
 
 

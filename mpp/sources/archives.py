@@ -169,7 +169,7 @@ def open_archives(
 ) -> Archives:
     """Open an archive, or a folder of archives, with the class names that lie beside or above it."""
     folder = root.parent if root.is_file() else root
-    found = (_class_names(place / name) for place in (folder, folder.parent) for name in INDEXES)
+    found = (class_names(place / name) for place in (folder, folder.parent) for name in INDEXES)
     names = next(filter(None, found), None) if labels in ("auto", "cls") else None
     extension = None if image is None else image.lower().removeprefix(".")
     return Archives(root=root, labels=labels, image=extension, otherwise=otherwise, spool=spool, names=names)
@@ -246,7 +246,7 @@ def is_image(item: Item) -> bool:
     return named or bool(item.member.refused and is_archive(item.member.name))
 
 
-def _class_names(file: Path) -> tuple[str, ...] | None:
+def class_names(file: Path) -> tuple[str, ...] | None:
     """Return the class names in the index of a shard set, None where there are none."""
     try:
         index = json.loads(file.read_bytes())

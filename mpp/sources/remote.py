@@ -9,11 +9,11 @@ import re
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from mpp.errors import ConfigError
-from mpp.sources.answers import QUOTED, Answer, Range, range_answer, whole_answer
+from mpp.sources.answers import QUOTED, Answer, Range, range_answer, whole_answer, whole_file
 from mpp.sources.files import MAX_FILE_BYTES, check_bytes, printable, read_file
 
 PACKAGES = {
@@ -29,6 +29,7 @@ FIRST_PAUSE = 0.5  # seconds before the second try; doubled before each further 
 SECONDS = 60.0  # for one request
 STALL_SECONDS = 20.0  # without a byte of a range: all tries together end before the stream's own patience does
 PIECE = 2**23  # bytes of a range that are asked for, or handed on, at a time
+Result = TypeVar("Result")
 
 
 def scheme_of(text: str) -> str | None:
@@ -112,7 +113,12 @@ def read_pieces(url: str, size: int, *, on_retry: Callable[[], None] = nothing) 
         pieces.close()
 
 
-def _patiently(url: str, read: Callable[[], bytes], on_retry: Callable[[], None]) -> bytes:
+def download(url: str, file: Path) -> None:
+    """Write what a URL holds, of whatever size, into ``file``; tries again and raises as :func:`read_url` does."""
+    _patiently(url, lambda: _download(url, file), nothing)
+
+
+def _patiently(url: str, read: Callable[[], Result], on_retry: Callable[[], None]) -> Result:
     for attempt in range(1, TRIES + 1):
         try:
             return read()
@@ -155,6 +161,18 @@ def _read(url: str) -> bytes:
         data = _stored(url, 0, MAX_FILE_BYTES + 1)
     check_bytes(len(data), "")
     return data
+
+
+def _download(url: str, file: Path) -> None:
+    import fsspec
+    import fsspec.asyn
+
+    scheme = scheme_of(url)
+    store = fsspec.filesystem(scheme)
+    if scheme in ("http", "https"):
+        fsspec.asyn.sync(store.loop, whole_file, store, url, file, SECONDS)
+    else:
+        store.get_file(store._strip_protocol(url), str(file))
 
 
 def _range(url: str, wanted: Range) -> Generator[bytes]:

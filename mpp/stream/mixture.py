@@ -20,7 +20,8 @@ from pydantic import Field
 from mpp.config import config
 from mpp.errors import ConfigError, DataError
 from mpp.shards.hashing import hash64, shuffled
-from mpp.shards.shardset import ShardSet, is_remote, open_shards
+from mpp.shards.indexing import open_any
+from mpp.shards.shardset import ShardSet, is_remote
 from mpp.stream.order import EpochOrder, Ints, count_steps, rank_positions
 
 CYCLE = 4096  # positions over which the shares of a mixture are exact; a weight below 1 / CYCLE of all gets one place
@@ -103,8 +104,8 @@ class Mixture:
 def open_mixture(shards: str | Sequence[Part], split: str) -> Mixture:
     """Open one set, or the parts of a mixture; raise ``DataError`` or ``ConfigError`` where that is impossible."""
     if isinstance(shards, str):
-        return as_mixture(open_shards(shards, split))
-    sets = [open_shards(part.shards, part.split or split) for part in shards]
+        return as_mixture(open_any(shards, split))
+    sets = [open_any(part.shards, part.split or split) for part in shards]
     return mix(sets, [part.weight for part in shards])
 
 

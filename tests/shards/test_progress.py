@@ -20,6 +20,13 @@ def test_lines_say_what_is_done_and_how_fast() -> None:
     assert text.startswith("hashing: 4 of 4 images, ") and text.endswith(" images/s\n") and text.count("\n") == 1
 
 
+def test_what_is_counted_may_be_something_else() -> None:
+    target = io.StringIO()
+    console = Console(file=target, width=120, highlight=False)
+    list(shown(iter([4]), int, total=4, title="indexing", console=console, unit="MB"))
+    assert target.getvalue().startswith("indexing: 4 of 4 MB, ") and target.getvalue().endswith(" MB/s\n")
+
+
 def test_a_terminal_gets_a_bar() -> None:
     results, text = _show(terminal=True)
     assert results == ["a", "bbb"]

@@ -15,7 +15,7 @@ from faulty_server import FaultyServer
 
 from mpp.errors import ConfigError
 from mpp.sources import files, remote
-from mpp.sources.remote import TRIES, check_scheme, read_pieces, read_range, read_url, redact, scheme_of
+from mpp.sources.remote import TRIES, check_scheme, download, read_pieces, read_range, read_url, redact, scheme_of
 
 IMAGE = bytes(range(256)) * 1000
 
@@ -128,6 +128,39 @@ def test_a_server_that_stalls_or_is_gone_is_given_up(server: Server, monkeypatch
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(OSError, match=r"/x\.jpg: ClientConnector\w*Error \(2 tries\)"):
             read_url(f"http://127.0.0.1:{unused.getsockname()[1]}/x.jpg")
+
+
+@pytest.mark.parametrize(("path", "tries"), [("image.jpg", 1), ("busy", 3), ("cut", 3), ("moved", 1)])
+def test_a_file_is_downloaded_whole_whatever_its_size(
+    server: Server, path: str, tries: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "MAX_FILE_BYTES", 1000)
+    download(f"http://{server.address}/{path}", tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == IMAGE and server.asked.count(f"/{path}") == tries
+
+
+@pytest.mark.parametrize(
+    ("path", "tries", "message"),
+    [
+        ("missing", 1, r"status 404, 35 of 35 bytes came, which start with b'<html>there is"),
+        ("limited", TRIES, rf"status 429, .* \({TRIES} tries\)"),
+        ("always-cut", TRIES, r"cut off, 1000 of 256000 bytes came, .* \(4 tries\)"),
+        ("stall", TRIES, r"\w*Timeout\w* \(4 tries\)"),
+    ],
+)
+def test_what_cannot_be_downloaded_is_an_error_without_secrets(
+    server: Server, path: str, tries: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "SECONDS", 0.2)
+    with pytest.raises(OSError, match=message) as caught:
+        download(f"http://me:sesame@{server.address}/{path}?token=sesame", tmp_path / "x")
+    assert "sesame" not in str(caught.value) and server.asked.count(f"/{path}") == tries
+
+
+def test_other_stores_are_downloaded_from_too(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(IMAGE)
+    download(f"file://{tmp_path}/x", tmp_path / "y")
+    assert (tmp_path / "y").read_bytes() == IMAGE
 
 
 def test_more_bytes_than_allowed_are_not_read(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 import errno
 import fcntl
 import hashlib
-import multiprocessing
 import os
 import pickle
 import resource
@@ -19,6 +18,7 @@ import pytest
 from faulty_server import ALWAYS, FaultyServer
 
 from mpp.errors import ConfigError, DataError
+from mpp.processes import worker_context
 from mpp.sources import remote
 from mpp.stream.cache import NodeCache
 
@@ -196,7 +196,7 @@ def _fetch(cache: NodeCache, wanted: tuple[str, str, int, str], wait: bool, star
 def test_processes_at_once_download_once(
     cache: NodeCache, put: Callable[..., tuple[str, str, int, str]], faulty_server: FaultyServer
 ) -> None:
-    context = multiprocessing.get_context("forkserver")
+    context = worker_context()
     faulty_server.add_faults("1.tar", ["slow"])
     started, results, wanted = context.Barrier(4), context.Queue(), put(1)
     waits = [True, True, False, False]
