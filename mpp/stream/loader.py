@@ -39,6 +39,7 @@ from mpp.stream.state import StreamState
 from mpp.stream.views import ViewConfig
 
 SECONDS_TO_NOTICE = 0.5  # that a worker is gone
+DRAWN_AT_ONCE = 4096  # samples whose order is worked out together, which costs little more than for one
 BATCHES_AHEAD = 3  # that each worker may have ready
 CACHE_AHEAD = 0.8  # share of the node's cache for shards that are still to be read
 
@@ -145,14 +146,16 @@ class TrainStream(Iterator[Batch]):
             self._fetching.close()
 
     def _schedule(self, step: int, micro_batch: int, rank: int, world: int) -> Iterator[Draw]:
+        own = self._order.global_batch // world
+        at_once = max(1, DRAWN_AT_ONCE // own)
         while True:
-            ids, epochs = self._order.draw(step, rank, world)
+            ids, epochs = self._order.draw(range(step, step + at_once), rank, world)
             ids = ids if self._subset is None else self._subset[ids]
             for first in range(0, len(ids), micro_batch):
+                if self._fetching is not None and first % own == 0:
+                    self._fetching.advance(step + first // own)
                 yield Draw(ids[first : first + micro_batch], epochs[first : first + micro_batch])
-            step += 1
-            if self._fetching is not None:
-                self._fetching.advance(step)
+            step += at_once
 
     def _note(self, skip: Skip) -> None:
         """Say that a sample was skipped; raise ``DataError`` where there are too many such."""

@@ -25,7 +25,7 @@ from mpp.shards.shardset import ShardSet, is_remote
 from mpp.stream.order import EpochOrder, Ints, count_steps, rank_positions
 
 CYCLE = 4096  # positions over which the shares of a mixture are exact; a weight below 1 / CYCLE of all gets one place
-_CYCLES = 4  # keeps these draws apart from those of the order, the views and the masks
+_CYCLES = 6  # keeps these draws apart from those of the order, the views and the masks
 
 
 @config
@@ -131,11 +131,15 @@ class SingleOrder:
         self.orders, self.global_batch = (order,), global_batch
         self.steps_per_epoch = count_steps(order.num_samples, global_batch)
 
-    def draw(self, step: int, rank: int, world: int) -> Draw:
-        """Return what a rank reads in a global step."""
-        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        positions = rank_positions(step_in_epoch, self.global_batch, rank, world)
-        return Draw(self.orders[0].ids(epoch, positions), np.full(len(positions), epoch, np.int64))
+    def draw(self, steps: range, rank: int, world: int) -> Draw:
+        """Return what a rank reads in some global steps, one after the other."""
+        ids, epochs = [], []
+        for epoch in range(steps.start // self.steps_per_epoch, (steps.stop - 1) // self.steps_per_epoch + 1):
+            first = epoch * self.steps_per_epoch
+            begin, end = max(steps.start, first) - first, min(steps.stop - first, self.steps_per_epoch)
+            ids.append(self.orders[0].ids(epoch, rank_positions(range(begin, end), self.global_batch, rank, world)))
+            epochs.append(np.full(len(ids[-1]), epoch, np.int64))
+        return Draw(np.concatenate(ids), np.concatenate(epochs))
 
     def needs(self, step: int) -> Iterator[tuple[int, int]]:
         """Yield (shard, last step at which it may be read) from a step on, without end, in the order of need."""
@@ -157,9 +161,9 @@ class MixedOrder:
         self._offsets, self._ends = np.cumsum(sizes) - sizes, np.cumsum(self.shares)
         self.steps_per_epoch = count_steps(int(sizes.sum()), global_batch)
 
-    def draw(self, step: int, rank: int, world: int) -> Draw:
-        """Return what a rank reads in a global step."""
-        positions = rank_positions(step, self.global_batch, rank, world)
+    def draw(self, steps: range, rank: int, world: int) -> Draw:
+        """Return what a rank reads in some global steps, one after the other."""
+        positions = rank_positions(steps, self.global_batch, rank, world)
         cycles = positions // CYCLE
         places = shuffled(positions % CYCLE, CYCLE, hash64(_CYCLES, self.orders[0].seed, cycles))
         owners = np.searchsorted(self._ends, places, side="right")

@@ -89,11 +89,10 @@ class EpochOrder:
         return order, np.cumsum(self.sizes[order]) - self.sizes[order]
 
 
-def rank_positions(step: int, global_batch: int, rank: int, world: int) -> Ints:
-    """Return the positions [global_batch / world] that a rank reads in one global step; it must divide."""
+def rank_positions(steps: range, global_batch: int, rank: int, world: int) -> Ints:
+    """Return the positions [len(steps) * global_batch / world] that a rank reads in global steps; it must divide."""
     assert global_batch % world == 0, (global_batch, world)
-    first = step * global_batch
-    return np.arange(first + rank, first + global_batch, world, dtype=np.int64)
+    return np.arange(steps.start * global_batch + rank, steps.stop * global_batch, world, dtype=np.int64)
 
 
 def check_divides(global_batch: int, world: int, micro_batch: int) -> None:

@@ -8,6 +8,7 @@ Shapes: B images, H and W the height and width in pixels.
 
 import io
 import math
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -176,6 +177,12 @@ def _shifted(pixels: Pixels, chance_down: float, chance_right: float) -> Pixels:
     for axis, chance in ((0, chance_down), (1, chance_right)):
         side = pixels.shape[axis]
         most = side // 8
-        places = np.abs(np.arange(side) + (int(chance * (2 * most + 1)) - most))
-        pixels = pixels.take(np.where(places < side, places, 2 * (side - 1) - places), axis)
+        pixels = pixels.take(_mirrored(side, int(chance * (2 * most + 1)) - most), axis)
     return pixels
+
+
+@lru_cache(maxsize=1024)
+def _mirrored(side: int, shift: int) -> Ints:
+    """Return the rows that a shift brings to the places 0 to ``side``, mirrored at the edges."""
+    places = np.abs(np.arange(side) + shift)
+    return np.where(places < side, places, 2 * (side - 1) - places)
