@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mpp.config import config, dump
 from mpp.errors import CheckpointError, DataError, DiskError, NumericsError
 from mpp.evaluation.labels import choose_labels, labelled_shards, read_labels, split_held_out
+from mpp.model.mixing import Mixing
 from mpp.model.tasks import Classification, StepOutput, zero_linear
 from mpp.model.vit import Interpolation, Vit, VitConfig, resize_positions
 from mpp.shards.shardset import ShardSet
@@ -41,6 +42,7 @@ class TransferRecipe:
     """How a backbone is fine-tuned; the same for every backbone that is compared."""
 
     view: ViewConfig = ViewConfig()
+    mixing: Mixing = Mixing()
     image_size: tuple[int, int] | None = Field(None, description="height and width, pixels; null: as pretrained")
     interpolation: Interpolation = Field(
         "bicubic", description="of position embeddings: bicubic as timm, bilinear as the authors"
@@ -74,7 +76,7 @@ class TransferConfig(TransferRecipe):
     test_split: str = Field("test", description="split to evaluate, every image once")
     vit: VitConfig = Field(VitConfig(), description="for backbone=scratch alone; a backbone file carries its own")
     labels_per_class: int | None = Field(None, gt=0, description="labelled images of each class; null: all")
-    seed: int = Field(0, ge=0, description="seed of the subset, the order and the views")
+    seed: int = Field(0, ge=0, description="seed of the subset, the order, the views and the mixing")
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ class Finetuning:
     def _divide(self, ids: Ints) -> tuple[int, int, int]:
         """Return the global batch, the micro-batch and how many make a process's share; few images are one batch.
 
-        The global batch never depends on ``micro_batch``, so neither do results.
+        The global batch never depends on ``micro_batch``, so neither do results, but for the partners of mixing.
         """
         settings, world = self.settings, self.accelerator.num_processes
         if len(ids) >= settings.global_batch:
@@ -196,7 +198,7 @@ class Finetuning:
         accelerator.free_memory()  # it would hold the models of all rates
         torch.manual_seed(settings.seed)
         vit = load_vit(settings, self.backbone)
-        bare = Classification(vit, zero_linear(vit.width, self.num_classes))
+        bare = Classification(vit, zero_linear(vit.width, self.num_classes), settings.mixing, seed=settings.seed)
         first_losses = _first_loss(bare)
         optimizer = build_optimizer(bare, settings.optimizer)
         task, optimizer = prepare(
@@ -284,7 +286,7 @@ def flops_per_image(settings: VitConfig, num_classes: int) -> float:
     """Count the floating-point operations of a forward and backward pass of one image (torch's counter)."""
     vit = Vit(settings)
     # On the device without memory: the same figure for every device, and nothing is computed.
-    task = Classification(vit, zero_linear(vit.width, num_classes)).to("meta")
+    task = Classification(vit, zero_linear(vit.width, num_classes), Mixing(), seed=0).to("meta")
     image = torch.zeros(1, 3, *settings.image_size, dtype=torch.uint8, device="meta")
     zero = torch.zeros(1, dtype=torch.int64, device="meta")
     with FlopCounterMode(display=False) as counter:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mpp.config import config
 from mpp.errors import ConfigError
 from mpp.model.masking import Corruption, Mask, RandomMask, corrupt
+from mpp.model.mixing import Mixing, mix, mixed_cross_entropy
 from mpp.model.targets import MeanColor, Target, cut_patches
 from mpp.model.vit import Vit
 from mpp.stream.loader import Batch
@@ -39,6 +40,7 @@ class ClassificationConfig:
     """Supervised classification with the paper's pretraining head: one hidden layer, tanh (ViT, section 3.1)."""
 
     kind: Literal["classification"] = "classification"
+    mixing: Mixing = Mixing()
 
 
 TaskConfig = Annotated[MaskedPatchesConfig | ClassificationConfig, Field(discriminator="kind")]
@@ -78,13 +80,19 @@ class MaskedPatches(nn.Module):
 class Classification(nn.Module):
     """Predict the label of an image by cross-entropy, through a head on the pooled feature."""
 
-    def __init__(self, vit: Vit, head: nn.Module) -> None:
+    def __init__(self, vit: Vit, head: nn.Module, mixing: Mixing, *, seed: int) -> None:
         super().__init__()
-        self.vit, self.head = vit, head
+        self.vit, self.head, self.mixing, self.seed = vit, head, mixing, seed
 
     def forward(self, batch: Batch) -> StepOutput:
-        """Return the loss and the accuracy; the batch must carry labels."""
+        """Return the loss and the accuracy, of a mixed image by its larger part; the batch must carry labels."""
         assert batch.labels is not None
+        if self.training and (self.mixing.mixup or self.mixing.cutmix):
+            images, shares_B = mix(batch.images, batch.ids, self.mixing, seed=self.seed, epoch=batch.epochs)
+            scores_BK = self.scores(images)
+            larger_B = torch.where(shares_B >= 0.5, batch.labels, batch.labels.roll(-1))
+            accuracy = (scores_BK.argmax(-1) == larger_B).float().mean()
+            return StepOutput(mixed_cross_entropy(scores_BK, batch.labels, shares_B), {"accuracy": accuracy})
         scores_BK = self.scores(batch.images)
         accuracy = (scores_BK.argmax(-1) == batch.labels).float().mean()
         return StepOutput(F.cross_entropy(scores_BK, batch.labels), {"accuracy": accuracy})
@@ -101,7 +109,8 @@ def build_task(settings: TaskConfig, vit: Vit, *, num_classes: int | None, seed:
         return MaskedPatches(vit, settings, seed=seed)
     assert num_classes is not None
     hidden = nn.Linear(vit.width, vit.width)
-    return Classification(vit, nn.Sequential(hidden, nn.Tanh(), zero_linear(vit.width, num_classes)))
+    head = nn.Sequential(hidden, nn.Tanh(), zero_linear(vit.width, num_classes))
+    return Classification(vit, head, settings.mixing, seed=seed)
 
 
 def zero_linear(width: int, num_outputs: int) -> nn.Linear:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from mpp.errors import MppError
+from mpp.stream.augment import augment_draws
 from mpp.stream.mixture import Draw
 from mpp.stream.order import Ints
 from mpp.stream.reader import BadSample, Sample, ShardReader
@@ -77,7 +78,7 @@ class Batches(Dataset[MadeBatch | MppError]):
         pixels, began = images.numpy(), time.perf_counter()
         samples = self.reader.read_all(ids[rows])
         read, skipped = time.perf_counter(), []
-        draws = None if self.seed is None else view_draws(self.seed, draw.epochs, draw.ids)
+        draws = self._draws(draw.epochs, draw.ids)
         jobs = [
             (pixels[row], sample, int(ids[row]), None if draws is None else draws[row])
             for row, sample in zip(rows, samples, strict=True)
@@ -95,6 +96,13 @@ class Batches(Dataset[MadeBatch | MppError]):
             len(rows), int(size), read - began, view_seconds, int(retries), int(hits), int(misses), tuple(skipped)
         )
         return MadeBatch(images, labels if self.reader.labelled else None, ids, draw.epochs, cost)
+
+    def _draws(self, epochs: Ints, ids: Ints) -> NDArray[np.float64] | None:
+        """Return the numbers [B, n] that decide the train views, None for evaluation views."""
+        if self.seed is None:
+            return None
+        augment = augment_draws(self.seed, epochs, ids, self.views.augment)
+        return np.hstack([view_draws(self.seed, epochs, ids), augment])
 
     def _fill_all(self, jobs: list[tuple[Any, ...]]) -> list[BadSample | None]:
         """Do the jobs of :meth:`_fill`, in threads where there are several; decoding does not hold the GIL."""
@@ -131,9 +139,8 @@ class Batches(Dataset[MadeBatch | MppError]):
         for distance in range(1, NEIGHBOURS + 1):
             other = self.reader.neighbour(sample_id, distance)
             (sample,) = self.reader.read_all(np.array([other], np.int64))
-            assert self.seed is not None
-            draws = view_draws(self.seed, np.array([epoch], np.int64), np.array([other], np.int64))[0]
-            if self._fill(target, sample, other, draws) is None:
+            draws = self._draws(np.array([epoch], np.int64), np.array([other], np.int64))
+            if self._fill(target, sample, other, None if draws is None else draws[0]) is None:
                 return other, sample
         raise bad
 

@@ -21,6 +21,7 @@ from pydantic import Field
 
 from mpp.config import config
 from mpp.shards.hashing import hash64
+from mpp.stream.augment import RandAugment, rand_augment
 from mpp.stream.order import Ints
 
 # Only formats that Pillow decodes by itself: some others start programs.
@@ -51,6 +52,7 @@ class ViewConfig:
     crop_scale: tuple[Share, Share] = Field((0.08, 1.0), description="range of a random crop's share of the area")
     crop_ratio: tuple[Ratio, Ratio] = Field((3 / 4, 4 / 3), description="range of a random crop's width / height")
     flip: bool = Field(True, description="mirror every other train view")
+    augment: RandAugment = RandAugment()
     crop_fraction: Share = Field(0.875, description="share of the side that the evaluation view keeps")
 
 
@@ -63,10 +65,11 @@ def view_draws(seed: int, epochs_B: Ints, ids_B: Ints) -> NDArray[np.float64]:
 def train_view(image: bytes | memoryview, settings: ViewConfig, size: tuple[int, int], draws: Any) -> Pixels:
     """Return a random view [3, H, W] of ``size`` (H, W), decided by one row of :func:`view_draws`.
 
+    After its NUM_DRAWS numbers the row holds those of :func:`augment_draws`, where the settings augment.
     A JPEG whose crop is made much smaller is decoded at a half, a quarter or an eighth of its size. Raises ``OSError``
     or ``ValueError`` for bytes that are no image.
     """
-    chances: list[float] = draws.tolist()
+    chances: list[float] = draws[:NUM_DRAWS].tolist()
     if settings.crop == "random_resized":
         whole = jpeg_size(image)
         if whole is None:
@@ -84,7 +87,11 @@ def train_view(image: bytes | memoryview, settings: ViewConfig, size: tuple[int,
             pixels = _shifted(pixels, chances[-3], chances[-2])
     if settings.flip and chances[-1] < 0.5:
         pixels = pixels[:, ::-1]
-    return pixels[..., :3].transpose(2, 0, 1)
+    planes = pixels[..., :3].transpose(2, 0, 1)
+    if not settings.augment.num_ops:
+        return planes
+    augmented = rand_augment(torch.from_numpy(planes.copy()), settings.augment, draws[NUM_DRAWS:])
+    return np.asarray(augmented.numpy())
 
 
 def eval_view(image: bytes | memoryview, settings: ViewConfig, size: tuple[int, int]) -> Pixels:

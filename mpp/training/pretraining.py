@@ -54,7 +54,7 @@ class PretrainRecipe:
     )
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: no clipping")
     precision: Precision = Field("auto", description="auto: bf16 on a GPU, fp32 on a CPU")
-    seed: int = Field(0, ge=0, description="seed of weights, order, views and masks")
+    seed: int = Field(0, ge=0, description="seed of weights, order, views, masks and mixing")
     stream: StreamConfig = StreamConfig()
     log_every: int = Field(10, gt=0, description="steps between lines of metrics.jsonl")
     save_every: int = Field(1000, gt=0, description="steps between checkpoints")

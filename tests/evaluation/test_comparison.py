@@ -86,7 +86,7 @@ def test_the_pretrained_arms_differ_in_their_task_alone(undisturbed: tuple[Path,
     assert [run.name for run in undisturbed[1].runs] == ["masked-seed0", "supervised-seed0"]
     different = set(masked.splitlines()) ^ set(supervised.splitlines())
     assert {line.split(":")[0].strip() for line in different} <= {
-        *("kind", "mask", "ratio", "masked", "other", "target", "bits", "out")
+        *("kind", "mask", "ratio", "masked", "other", "target", "bits", "mixing", "mixup", "cutmix", "out")
     }
 
 

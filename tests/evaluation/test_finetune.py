@@ -12,6 +12,7 @@ import torch
 from mpp.config import merge, resolve
 from mpp.errors import CheckpointError, ConfigError, DataError, DiskError, NumericsError
 from mpp.evaluation.finetune import Finetuning, TransferConfig, flops_per_image, load_vit, transfer
+from mpp.model.mixing import Mixing
 from mpp.model.tasks import Classification
 from mpp.model.vit import VitConfig
 from mpp.training.checkpoint import load_backbone
@@ -69,6 +70,17 @@ def test_three_plain_hues_are_learnt(tree: dict[str, Any]) -> None:
     assert Finetuning(settings(tree, steps=40)).final(0.01).top1 > 90
 
 
+def test_a_transfer_can_mix_and_augment_its_training_images(tree: dict[str, Any]) -> None:
+    heavy = {"mixing": {"mixup": 0.2, "cutmix": 1.0}, "view": {"augment": {"num_ops": 1, "magnitude": 3}}}
+    result = Finetuning(settings(tree, steps=40, **heavy)).final(0.01)
+    assert result.first_loss == pytest.approx(math.log(3), abs=1e-6)
+    assert result.top1 > 60
+    plain, mixed = (
+        Finetuning(settings(tree, mixing=mixing))._fit(np.arange(12), 0.01, "")[0] for mixing in ({}, heavy["mixing"])
+    )
+    assert not torch.equal(plain.head.weight, mixed.head.weight)
+
+
 def test_the_same_transfer_twice_gives_the_same_result_whatever_the_micro_batch(tree: dict[str, Any]) -> None:
     results = [Finetuning(settings(tree, **change)).final(0.01) for change in ({}, {}, {"micro_batch": 4})]
     assert results[0].top1 == results[1].top1
@@ -81,7 +93,7 @@ def test_every_test_image_is_counted_once_whatever_the_batch(tree: dict[str, Any
     ids = [int(id_) for batch in job._evaluation(job.test, None) for id_ in batch.ids if id_ >= 0]
     assert sorted(ids) == list(range(31))
     torch.manual_seed(0)
-    task = Classification(load_vit(job.settings, None), torch.nn.Linear(16, 3)).eval()
+    task = Classification(load_vit(job.settings, None), torch.nn.Linear(16, 3), Mixing(), seed=0).eval()
     top1, _, count = job._test(task, job.test, None)
     hits = 0
     for batch in job._evaluation(job.test, None):

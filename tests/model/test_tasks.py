@@ -9,6 +9,7 @@ from torch import nn
 from mpp.config import resolve
 from mpp.errors import ConfigError
 from mpp.model.masking import RandomMask
+from mpp.model.mixing import Mixing, mix
 from mpp.model.targets import DownsizedColors, MeanColor, Pixels, Target
 from mpp.model.tasks import Classification, ClassificationConfig, MaskedPatches, MaskedPatchesConfig, build_task
 from mpp.model.vit import Vit, VitConfig
@@ -40,6 +41,41 @@ def test_the_first_loss_of_masked_patch_prediction_is_ln_512(batch: Batch, targe
 def test_the_first_loss_of_classification_is_ln_k(batch: Batch, num_classes: int) -> None:
     task = build_task(ClassificationConfig(), Vit(VIT), num_classes=num_classes, seed=0)
     assert task(batch).loss.item() == pytest.approx(math.log(num_classes), abs=1e-5)
+
+
+@pytest.mark.parametrize("mixing", [Mixing(mixup=0.2), Mixing(cutmix=1.0), Mixing(mixup=0.8, cutmix=1.0)])
+def test_the_first_loss_of_mixed_images_is_ln_k_too_and_reaches_every_parameter(batch: Batch, mixing: Mixing) -> None:
+    task = build_task(ClassificationConfig(mixing=mixing), Vit(VIT), num_classes=3, seed=0)
+    assert task(batch).loss.item() == pytest.approx(math.log(3), abs=1e-6)
+    nn.init.normal_(task.head[-1].weight)
+    task(batch).loss.backward()
+    assert all(parameter.grad is not None for parameter in task.head.parameters())
+    assert task.vit.timm.patch_embed.proj.weight.grad.abs().sum() > 0
+
+
+def test_images_are_mixed_in_training_alone_by_seed_and_epoch(batch: Batch) -> None:
+    plain, mixed, other = (
+        build_task(ClassificationConfig(mixing=mixing), Vit(VIT), num_classes=3, seed=seed)
+        for mixing, seed in ((Mixing(), 0), (Mixing(mixup=1.0), 0), (Mixing(mixup=1.0), 1))
+    )
+    nn.init.normal_(plain.head[-1].weight)
+    for task in (mixed, other):
+        task.load_state_dict(plain.state_dict())
+    later = batch._replace(epochs=torch.ones_like(batch.epochs))
+    losses = {task(moved).loss.item() for task in (plain, mixed, other) for moved in (batch, later)}
+    assert len(losses) == 5  # plain images are the same in every epoch
+    assert plain.eval()(batch).loss.item() == mixed.eval()(batch).loss.item()
+
+
+def test_accuracy_of_a_mixed_image_counts_its_larger_part(batch: Batch) -> None:
+    task = Classification(Vit(VIT), nn.Linear(16, 3), Mixing(mixup=1.0), seed=0)
+    nn.init.zeros_(task.head.weight)
+    task.head.bias.data = torch.tensor([1.0, 0.0, 0.0])  # finds class 0 everywhere
+    shares = mix(batch.images, batch.ids, task.mixing, seed=0, epoch=0).shares_B.tolist()
+    pairs = [(0, 1), (1, 2), (2, 0), (0, 1), (1, 2), (2, 0)]
+    hits = sum((own if share > 0.5 else other) == 0 for (own, other), share in zip(pairs, shares, strict=True))
+    assert hits not in (2, sum((own, other).count(0) for own, other in pairs) - hits)
+    assert task(batch).metrics["accuracy"].item() == pytest.approx(hits / 6)
 
 
 def test_the_pretraining_head_of_classification_has_one_hidden_layer_with_tanh() -> None:

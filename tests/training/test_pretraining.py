@@ -187,6 +187,14 @@ def test_supervised_pretraining_is_the_same_command(tiny_shards: Path, tmp_path:
     assert metrics[-1]["accuracy"] > 0.5
 
 
+def test_supervised_pretraining_takes_augmentations(tiny_shards: Path, tmp_path: Path) -> None:
+    task = {"kind": "classification", "mixing": {"mixup": 0.2}}
+    pretrain(settings(tiny_shards, tmp_path / "run", task=task, view={"augment": {"num_ops": 2, "magnitude": 10}}))
+    losses = [values["loss"] for values in read_metrics(tmp_path / "run")]
+    assert losses[0] == pytest.approx(1.0986, abs=1e-3)  # ln 3
+    assert len(set(losses)) > 1
+
+
 def test_a_resume_on_other_shards_or_settings_is_refused(undisturbed: Path, tiny_shards: Path) -> None:
     with pytest.raises(ConfigError, match="global_batch: was 16, now 8"):
         pretrain(settings(tiny_shards, undisturbed, global_batch=8))
