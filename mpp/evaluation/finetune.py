@@ -25,12 +25,13 @@ from mpp.model.mixing import Mixing
 from mpp.model.tasks import Classification, StepOutput, zero_linear
 from mpp.model.vit import Interpolation, Vit, VitConfig, resize_positions
 from mpp.shards.shardset import ShardSet
+from mpp.stream.device import OnDevice
 from mpp.stream.loader import Batch, StreamConfig, TrainStream, evaluation_batches
 from mpp.stream.order import Ints
 from mpp.stream.views import ViewConfig
 from mpp.training.checkpoint import Backbone, load_backbone
 from mpp.training.devices import Precision, divide_batch, open_accelerator, prepare
-from mpp.training.loop import Plan, Trainer, to_device
+from mpp.training.loop import Plan, Trainer
 from mpp.training.optim import OptimizerConfig, Schedule, Sgd, build_optimizer
 from mpp.training.progress import StepProgress
 
@@ -241,8 +242,7 @@ class Finetuning:
         model.eval()
         device = self.accelerator.device
         totals = torch.zeros(3, dtype=torch.float64, device=device)
-        for batch in self._evaluation(shards, subset):
-            batch = to_device(batch, device)
+        for batch in OnDevice(self._evaluation(shards, subset), device):
             with self.accelerator.autocast():
                 scores_BK = model.scores(batch.images)
             assert batch.labels is not None

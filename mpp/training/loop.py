@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from mpp.errors import NumericsError
 from mpp.model.tasks import StepOutput
+from mpp.stream.device import OnDevice
 from mpp.stream.loader import Batch
 from mpp.training.optim import Schedule
 
@@ -40,7 +41,8 @@ class Trainer:
         self, task: nn.Module, optimizer: Optimizer, batches: Iterator[Batch], accelerator: Accelerator, plan: Plan
     ) -> None:
         self.task, self.optimizer = task, optimizer
-        self.batches, self.accelerator, self.plan = batches, accelerator, plan
+        self.accelerator, self.plan = accelerator, plan
+        self.batches = OnDevice(batches, accelerator.device)
         self._last: Tensor | None = None
 
     def run(self, start: int, before_step: Callable[[int], None], on_log: Callable[[int, Values], None]) -> None:
@@ -87,7 +89,7 @@ class Trainer:
         outputs: list[StepOutput] = []
         norm = None
         for _ in range(self.plan.accumulate):
-            batch = to_device(next(self.batches), self.accelerator.device)
+            batch = next(self.batches)
             with self.accelerator.accumulate(self.task):
                 output: StepOutput = self.task(batch)
                 self.accelerator.backward(output.loss)
@@ -106,10 +108,3 @@ class Trainer:
         means = self.accelerator.reduce(rows.double().mean(dim=0), reduction="mean")
         values = dict(zip(names, means.tolist(), strict=True))
         return values if norm is None else {**values, "gradient_norm": float(norm)}
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move a batch to a device."""
-    labels = None if batch.labels is None else batch.labels.to(device, non_blocking=True)
-    images, ids, epochs = (x.to(device, non_blocking=True) for x in (batch.images, batch.ids, batch.epochs))
-    return Batch(images, labels, ids, epochs)
