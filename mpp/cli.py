@@ -14,6 +14,7 @@ VERBS = {
     "verify": "check shards against their records",
     "look": "one HTML page about a set of shards: counts, sizes, labels, refusals, pictures",
     "duplicates": "report stored images that look alike, and test images that are in train",
+    "bench-stream": "images per second of a stream without a model, and what bounds it",
     "pretrain": "pretrain a Vision Transformer on shards",
     "transfer": "fine-tune a backbone on labelled shards and test it",
     "compare": "masked against supervised pretraining against scratch, as a table",
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = next((word for word in words if word != "-v"), None)
     if verb in VERBS:
         words.remove(verb)
-        return int(importlib.import_module(f"mpp.{verb}").main(words))
+        return int(importlib.import_module(f"mpp.{verb.replace('-', '_')}").main(words))
     return exit_code_of(run, words)
 
 

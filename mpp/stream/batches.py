@@ -78,7 +78,7 @@ class Batches(Dataset[MadeBatch | MppError]):
         pixels, began = images.numpy(), time.perf_counter()
         samples = self.reader.read_all(ids[rows])
         read, skipped = time.perf_counter(), []
-        draws = self._draws(draw.epochs, draw.ids)
+        draws = self.draws(draw.epochs, draw.ids)
         jobs = [
             (pixels[row], sample, int(ids[row]), None if draws is None else draws[row])
             for row, sample in zip(rows, samples, strict=True)
@@ -97,7 +97,7 @@ class Batches(Dataset[MadeBatch | MppError]):
         )
         return MadeBatch(images, labels if self.reader.labelled else None, ids, draw.epochs, cost)
 
-    def _draws(self, epochs: Ints, ids: Ints) -> NDArray[np.float64] | None:
+    def draws(self, epochs: Ints, ids: Ints) -> NDArray[np.float64] | None:
         """Return the numbers [B, n] that decide the train views, None for evaluation views."""
         if self.seed is None:
             return None
@@ -139,7 +139,7 @@ class Batches(Dataset[MadeBatch | MppError]):
         for distance in range(1, NEIGHBOURS + 1):
             other = self.reader.neighbour(sample_id, distance)
             (sample,) = self.reader.read_all(np.array([other], np.int64))
-            draws = self._draws(np.array([epoch], np.int64), np.array([other], np.int64))
+            draws = self.draws(np.array([epoch], np.int64), np.array([other], np.int64))
             if self._fill(target, sample, other, None if draws is None else draws[0]) is None:
                 return other, sample
         raise bad
