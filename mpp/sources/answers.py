@@ -84,8 +84,8 @@ async def range_answer(store: Any, url: str, wanted: Range, *, piece: int, secon
             if useful := data[max(0, begin - at) : end - at]:
                 yield useful
             at += len(data)
-            if not (whole and at >= end):
-                data = await _read(answer, piece)
+            data = await _read(answer, piece)
+        at += len(data)
         if at < end or (at > end and not whole):
             raise Answer(f"a body of {at} bytes where {end} were due", again=True)
 

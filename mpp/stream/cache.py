@@ -126,7 +126,6 @@ class NodeCache:
 
     def _reserve(self, part: FileIO, size: int) -> bool:
         """Take ``size`` bytes of the limit and of the disk for a part; say whether the limit allows it."""
-        part.truncate(0)  # whoever was killed over it
         part.truncate(size)  # so the other processes count it
         if not self._make_room():
             return False

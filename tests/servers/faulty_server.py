@@ -15,8 +15,8 @@ pattern that fits and has one left; when they are used up, the server is well. `
     "other"            the bytes before those asked for, honestly labelled
     "flip"             one bit of the first byte is wrong
     "whole"            ``Range`` is ignored: status 200 and the whole file
-    "html"             status 200 and a login page
-    "page"             the same, not said to be HTML
+    "html"             status 200 and a login page, which does not begin as they do
+    "page"             a login page that is said to be a tar
     "stall"            the headers and ten bytes, then nothing until the server ends
     "slow"             half a second passes first
 """
@@ -119,7 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.isdigit():
             self._answer(int(fault), b"there is nothing to see here")
         elif fault in ("html", "page"):
-            self._answer(200, PAGE, {"Content-Type": "text/html" if fault == "html" else "application/x-tar"})
+            said = {"html": "text/html; charset=utf-8", "page": "application/x-tar"}
+            self._answer(200, PAGE if fault == "page" else b"please log in", {"Content-Type": said[fault]})
         elif not file.is_file():
             self._answer(404, b"there is no such file")
         else:

@@ -143,9 +143,10 @@ def test_files_unused_for_longest_make_room_and_stay_with_those_who_read_them(
 def test_a_file_beyond_the_limit_is_not_asked_for(
     cache: NodeCache, put: Callable[..., tuple[str, str, int, str]], faulty_server: FaultyServer
 ) -> None:
-    assert not NodeCache(cache.folder, SIZE - 1).fetch(*put(1))
-    assert faulty_server.asked() == 0
     assert NodeCache(cache.folder, SIZE).fetch(*put(1))
+    key, url, *_ = put(2)
+    assert not NodeCache(cache.folder, SIZE).fetch(key, url, SIZE + 1, "")
+    assert faulty_server.asked() == 1 and _names(cache) == {put(1)[0]}, "and nothing makes room for it"
 
 
 def test_other_files_of_the_folder_are_left_alone(

@@ -54,13 +54,23 @@ def test_shards_are_begun_in_order_of_need_by_several_threads_at_once() -> None:
 
 def test_a_shard_that_comes_again_is_held_until_its_last_step_and_counted_once() -> None:
     fetched: list[int] = []
-    needs = iter([(0, 5), (0, 20), (1, 20), (2, 30), (0, 90)])
+    needs = iter([(0, 5), (0, 20), (0, 7), (1, 20), (2, 30), (0, 90)])
     ahead = FetchAhead(needs, fetched.append, [50] * 3, 100)
     assert _soon(lambda: sorted(fetched) == [0, 1])
     ahead.advance(20)
     assert _soon(lambda: sorted(fetched) == [0, 1])
     ahead.advance(21)
     assert _soon(lambda: sorted(fetched) == [0, 0, 1, 2])
+    ahead.close()
+
+
+def test_a_shard_that_comes_again_needs_no_room_of_its_own() -> None:
+    fetched: list[int] = []
+    needs = iter([(0, 5), (1, 5), (0, 20), (2, 20), (3, 20)])
+    ahead = FetchAhead(needs, fetched.append, [50] * 4, 100)
+    assert _soon(lambda: sorted(fetched) == [0, 1])
+    ahead.advance(6)
+    assert _soon(lambda: sorted(fetched) == [0, 1, 2])
     ahead.close()
 
 
@@ -81,7 +91,7 @@ def test_what_the_network_refuses_is_counted_and_what_is_wrong_is_raised_at_the_
     assert _soon(lambda: ahead.failures == 2)
     ahead.advance(1)
     ahead.close()
-    ahead = FetchAhead(iter([(2, 9)]), fetch, [1] * 3, 100)
+    ahead = FetchAhead(iter([(2, 9), (0, 9), (1, 9)]), fetch, [1] * 3, 2)
     assert _soon(lambda: not any(thread.name == "fetch ahead" for thread in threading.enumerate()))
     for step in (1, 2):
         with pytest.raises(DataError, match="sha256 a instead of b"):
