@@ -50,10 +50,9 @@ def _lines(speed: Speed) -> list[str]:
         rate = f"{1 / seconds:,.0f}" if seconds > 1e-9 else "-"
         rows.append((name, f"{1e6 * seconds:.1f}", rate, f"{seconds / speed.worker:.0%}"))
     lines = [f"{name:15}{micros:>10}{rate:>15}{share:>7}" for name, micros, rate, share in rows]
-    each = speed.workers or 1
-    lines.append(
-        f"stream, {speed.workers} workers: {1 / speed.stream:,.0f} images/s, {1 / speed.stream / each:,.0f} each"
-    )
+    arriving = 1 / speed.stream
+    each = f", {arriving / speed.workers:,.0f} each" if speed.workers > 1 else ""
+    lines.append(f"stream, stream.workers={speed.workers}: {arriving:,.0f} images/s{each}")
     if speed.workers:
         lines.append(
             f"hand-off: {1e6 * speed.hand_off:.1f} us of the main process an image, at most {1 / speed.hand_off:,.0f}/s"

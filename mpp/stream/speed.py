@@ -24,9 +24,9 @@ BATCHES = 32  # whose samples are used again and again
 class Speed:
     """Seconds an image.
 
-    ``read``, ``decode``, ``view`` (crop, resize, flip) and ``batch`` (into one tensor) are those of one core, and add up
-    to what a worker needs; ``hand_off`` is processor time of the main process; ``stream`` is the time from one image to
-    the next with all ``workers``.
+    ``read``, ``decode``, ``view`` (crop, resize, flip) and ``batch`` (into one tensor) are those of one core, and add
+    up to what a worker needs; ``hand_off`` is processor time of the main process; ``stream`` is the time from one image
+    to the next with all ``workers``.
     """
 
     read: float
