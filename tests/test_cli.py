@@ -20,7 +20,9 @@ def _run(code: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_verbs_are_the_entry_points() -> None:
     modules = {file.stem for file in Path(mpp.__file__).parent.glob("*.py")}
-    assert modules - {"__init__", "cli", "config", "disk", "errors", "processes"} == VERBS.keys()
+    assert modules - {"__init__", "cli", "config", "disk", "errors", "processes"} == {
+        verb.replace("-", "_") for verb in VERBS
+    }
 
 
 def test_help_has_one_line_for_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,7 +58,9 @@ def test_every_verb_reaches_its_entry_point_with_the_rest_of_the_words(
     verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[str]] = []
-    monkeypatch.setattr(importlib.import_module(f"mpp.{verb}"), "main", lambda words: seen.append(words) or 7)
+    monkeypatch.setattr(
+        importlib.import_module(f"mpp.{verb.replace('-', '_')}"), "main", lambda words: seen.append(words) or 7
+    )
     assert main([verb, "a=1", "-v"]) == 7
     assert main(["-v", verb, "b"]) == 7
     assert seen == [["a=1", "-v"], ["-v", "b"]]

@@ -9,16 +9,15 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from mpp.errors import MppError
 from mpp.stream.augment import augment_draws
 from mpp.stream.mixture import Draw
 from mpp.stream.order import Ints
 from mpp.stream.reader import BadSample, Sample, ShardReader
+from mpp.stream.slots import Filled, Slots
 from mpp.stream.stall import Cost, Skip
 from mpp.stream.views import ViewConfig, eval_view, train_view, view_draws
 
@@ -27,9 +26,9 @@ NEIGHBOURS = 8  # samples of the same shard that are tried in the place of one t
 
 
 class MadeBatch(NamedTuple):
-    """What a worker hands over: images uint8 [B, 3, H, W] in shared memory; labels, ids and epochs int64 [B]."""
+    """What a worker hands over: images in a slot; labels, ids and epochs int64 [B]."""
 
-    images: Tensor
+    images: Filled
     labels: Ints | None
     ids: Ints
     epochs: Ints
@@ -39,7 +38,8 @@ class MadeBatch(NamedTuple):
 class Batches(Dataset[MadeBatch | MppError]):
     """Micro-batches by what is drawn for them; evaluation views where ``seed`` is None; errors are returned.
 
-    With ``replace`` a bad sample gives way to the next usable one of its shard, the same in every process.
+    All have ``count`` samples, and a worker has ``slots`` for them. With ``replace`` a bad sample gives way to the next
+    usable one of its shard, the same in every process.
     """
 
     def __init__(
@@ -48,12 +48,16 @@ class Batches(Dataset[MadeBatch | MppError]):
         views: ViewConfig,
         size: tuple[int, int],
         *,
+        count: int,
+        slots: int,
         seed: int | None,
         replace: bool,
         threads: int,
     ) -> None:
         self.reader, self.views, self.size, self.seed = reader, views, size, seed
         self.replace, self.threads = replace, threads
+        self.shape = (count, 3, *size)
+        self._slots = Slots(slots, self.shape)
 
     def __getitem__(self, draw: Draw) -> MadeBatch | MppError:
         try:
@@ -71,7 +75,7 @@ class Batches(Dataset[MadeBatch | MppError]):
         traffic = self.reader.storage.traffic
         before = (traffic.bytes, traffic.seconds, traffic.retries, traffic.hits, traffic.misses)
         ids, rows = draw.ids.copy(), np.flatnonzero(draw.ids != PADDING)
-        images = _shared_images(len(ids), self.size)
+        filled, images = self._slots.take()
         labels = np.full(len(ids), PADDING, np.int64)
         if len(rows) < len(ids):
             images.zero_()
@@ -95,7 +99,7 @@ class Batches(Dataset[MadeBatch | MppError]):
         cost = Cost(
             len(rows), int(size), read - began, view_seconds, int(retries), int(hits), int(misses), tuple(skipped)
         )
-        return MadeBatch(images, labels if self.reader.labelled else None, ids, draw.epochs, cost)
+        return MadeBatch(filled, labels if self.reader.labelled else None, ids, draw.epochs, cost)
 
     def draws(self, epochs: Ints, ids: Ints) -> NDArray[np.float64] | None:
         """Return the numbers [B, n] that decide the train views, None for evaluation views."""
@@ -143,15 +147,3 @@ class Batches(Dataset[MadeBatch | MppError]):
             if self._fill(target, sample, other, None if draws is None else draws[0]) is None:
                 return other, sample
         raise bad
-
-
-def _shared_images(count: int, size: tuple[int, int]) -> Tensor:
-    """Return an unset tensor uint8 [count, 3, H, W], in a worker in memory that the main process shares.
-
-    The loader's queue would otherwise copy the whole batch there.
-    """
-    shape = (count, 3, *size)
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(int(np.prod(shape)))
-    return torch.tensor([], dtype=torch.uint8).set_(storage).view(shape)

@@ -34,13 +34,17 @@ from mpp.stream.fetching import FetchAhead
 from mpp.stream.mixture import Draw, Mixture, SingleOrder, as_mixture
 from mpp.stream.order import EpochOrder, Ints, check_divides
 from mpp.stream.reader import ShardReader
-from mpp.stream.stall import Skip, StallClock
+from mpp.stream.slots import SlotReader
+from mpp.stream.stall import Cost, Skip, StallClock
 from mpp.stream.state import StreamState
 from mpp.stream.views import ViewConfig
 
 SECONDS_TO_NOTICE = 0.5  # that a worker is gone
 DRAWN_AT_ONCE = 4096  # samples whose order is worked out together, which costs little more than for one
 BATCHES_AHEAD = 3  # that each worker may have ready
+# The loader asks a worker for a further batch as it gives one of its batches to us, in the order in which they were
+# asked for: until we ask for the next one, a worker fills at most this many slots that we have not read.
+SLOTS = BATCHES_AHEAD + 1
 CACHE_AHEAD = 0.8  # share of the node's cache for shards that are still to be read
 
 
@@ -118,7 +122,16 @@ class TrainStream(Iterator[Batch]):
         self._most_bad = settings.max_bad_fraction * samples / world
         cache = settings.node_cache() if mixture.remote else None
         reader = ShardReader(*mixture.sets, cache=cache)
-        dataset = Batches(reader, views, size, seed=seed, replace=True, threads=settings.threads)
+        dataset = Batches(
+            reader,
+            views,
+            size,
+            count=micro_batch,
+            slots=SLOTS,
+            seed=seed,
+            replace=True,
+            threads=settings.threads,
+        )
         self._fetching = None
         if cache is not None:
             sizes = [shard.record.bytes for shard in reader.storage.shards]
@@ -129,11 +142,11 @@ class TrainStream(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         began = time.perf_counter()
-        made, ready = next(self._batches)
-        self.clock.add(time.perf_counter() - began, ready, made.cost)
-        for skip in made.cost.skipped:
+        batch, cost, ready = next(self._batches)
+        self.clock.add(time.perf_counter() - began, ready, cost)
+        for skip in cost.skipped:
             self._note(skip)
-        return _as_batch(made)
+        return batch
 
     def state(self, step: int) -> StreamState:
         """Return the state before global step ``step``; ``samples_seen / global_batch`` is the step to begin at."""
@@ -196,21 +209,17 @@ def evaluation_batches(
     schedule = [Draw(rows, np.zeros_like(rows)) for rows in padded[rank::world].reshape(count, each)]
     cache = settings.node_cache() if mixture.remote else None
     reader = ShardReader(*mixture.sets, cache=cache)
-    dataset = Batches(reader, views, size, seed=None, replace=False, threads=settings.threads)
+    dataset = Batches(reader, views, size, count=each, slots=SLOTS, seed=None, replace=False, threads=settings.threads)
     items = _batches(dataset, schedule, min(settings.workers, count), settings.timeout)
-    return (_as_batch(made) for made, _ in items)
-
-
-def _as_batch(made: MadeBatch) -> Batch:
-    labels = None if made.labels is None else torch.from_numpy(made.labels)
-    return Batch(made.images, labels, torch.from_numpy(made.ids), torch.from_numpy(made.epochs))
+    return (batch for batch, _, _ in items)
 
 
 def _batches(
     dataset: Batches, schedule: Iterable[Draw], workers: int, timeout: float
-) -> Generator[tuple[MadeBatch, int]]:
+) -> Generator[tuple[Batch, Cost, int]]:
     """Make the scheduled batches, ahead of time where there are workers; each comes with how many more were ready."""
     asked: deque[Draw] = deque()  # whose batches have not come
+    slots = SlotReader(dataset.shape, pinned=torch.cuda.is_available())
     loader = DataLoader(
         dataset,
         batch_size=None,
@@ -221,7 +230,6 @@ def _batches(
         worker_init_fn=_start_worker,
         collate_fn=_as_it_is,
         prefetch_factor=BATCHES_AHEAD if workers else None,
-        pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else the loader draws from, and so changes, the global generator
     )
     with _running(loader) if workers else nullcontext(iter(loader)) as items:
@@ -230,7 +238,10 @@ def _batches(
                 asked.popleft()
                 if isinstance(item, MppError):
                     raise item
-                yield item, _ready(items) if workers else 0
+                images = slots.copy(item.images)  # before the next item is asked for: its slot is filled again then
+                labels = None if item.labels is None else torch.from_numpy(item.labels)
+                batch = Batch(images, labels, torch.from_numpy(item.ids), torch.from_numpy(item.epochs))
+                yield batch, item.cost, _ready(items) if workers else 0
         except TimeoutError as error:
             names = dict.fromkeys(dataset.reader.shard_of(sample_id) for sample_id in asked[0].ids if sample_id >= 0)
             listed = ", ".join(list(names)[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -61,7 +61,7 @@ def measure_speed(
     """
     cache = settings.node_cache() if shards.remote else None
     reader = ShardReader(*shards.sets, cache=cache)
-    made = Batches(reader, views, size, seed=0, replace=False, threads=1)
+    made = Batches(reader, views, size, count=batch, slots=1, seed=0, replace=False, threads=1)
     drawn = shards.order(0, batch).draw(range(min(BATCHES, max(1, shards.samples // batch))), 0, 1)
     draws = [
         Draw(drawn.ids[first : first + batch], drawn.epochs[first : first + batch])
