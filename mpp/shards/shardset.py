@@ -189,7 +189,7 @@ def read_payload(descriptor: int, member: tuple[int, int, int], where: str, root
 
 
 def check_size(root: str, shard: ShardRecord) -> list[str]:
-    """Return what is wrong with a shard's size on disk: nothing, or one line; nothing for one behind a URL."""
+    """Return what is wrong with a shard's size, or its end, on disk: nothing, or one line; nothing behind a URL."""
     if is_remote(root, shard):
         return []
     try:
@@ -197,7 +197,7 @@ def check_size(root: str, shard: ShardRecord) -> list[str]:
     except OSError as error:
         return [f"{shard.name}: {error.strerror}, {shard.bytes} bytes expected"]
     if size == shard.bytes:
-        return []
+        return _check_last(root, shard)
     left = ""
     if size < shard.bytes:
         try:
@@ -207,6 +207,23 @@ def check_size(root: str, shard: ShardRecord) -> list[str]:
         except DataError:
             left = ""
     return [f"{shard.name}: {left}{size} of {shard.bytes} bytes"]
+
+
+def _check_last(root: str, shard: ShardRecord) -> list[str]:
+    """Return what is wrong with the last member of a shard on a disk: copying that broke off may leave zeros there."""
+    row = len(shard.members) * MEMBER.itemsize
+    try:
+        with open(place(root, sidecar(shard.name, "members")), "rb") as table:
+            raw = os.pread(table.fileno(), row, (shard.samples - 1) * row)
+        if not shard.samples or len(raw) < row:
+            return []  # a table of another size is said when it is read
+        with open(place(root, shard.name), "rb") as tar:
+            read_payload(tar.fileno(), np.frombuffer(raw, MEMBER)[-1].item(), f"{shard.name}: the last member", root)
+    except DataError as error:
+        return [str(error).partition("\n")[0]]
+    except OSError as error:
+        return [] if isinstance(error, FileNotFoundError) else [f"{shard.name}: {error.strerror}"]
+    return []
 
 
 def verify(root: Path, full: bool, map_shards: Callable[..., Iterator[list[str]]] = map) -> VerifyReport:

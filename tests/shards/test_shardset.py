@@ -1,6 +1,7 @@
 """Opening finds every cut, verifying finds every flipped bit, and both name the shard."""
 
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -254,3 +255,14 @@ def test_a_shard_elsewhere_of_another_size_is_named(root: Path, tmp_path: Path) 
     split = index["shardlist"][0]["split"]
     with pytest.raises(DataError, match=r"mine\.tar: 1 of \d+ bytes"):
         open_shards(root, split)
+
+
+def test_zeros_at_the_end_of_a_shard_of_the_right_size_are_found_at_once(tiny_shards: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_shards, tmp_path / "set")
+    tar = tmp_path / "set" / open_shards(tmp_path / "set", "train").shards[1].name
+    size = tar.stat().st_size
+    tar.chmod(0o644)
+    os.truncate(tar, size - 12_000)
+    os.truncate(tar, size)
+    with pytest.raises(DataError, match=r"train-000001\.tar: the last member is damaged"):
+        open_shards(tmp_path / "set", "train")
