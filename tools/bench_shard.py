@@ -13,7 +13,6 @@ import argparse
 import ctypes
 import json
 import os
-import platform
 import resource
 import shutil
 import statistics
@@ -26,8 +25,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from bench_machine import ROOT, machine, versions
+
 PEERS = ROOT / "tools" / "bench_shard_peers.py"
+PACKAGES = ("webdataset", "mosaicml-streaming", "litdata", "datasets", "pillow")
 FEW = 16  # images of the short runs
 SHARD = ("shard_samples=1000", "labels=none")
 RESIZE = ("resize=160", "quality=90")
@@ -86,7 +87,7 @@ def main() -> int:
     table = "\n".join(lines)
     print(table)
     (arguments.work / f"{arguments.what}.md").write_text(table + "\n")
-    figures = {"command": sys.argv, "machine": _machine(), **figures}
+    figures = {"command": sys.argv, "machine": machine(), **figures}
     (arguments.work / f"{arguments.what}.json").write_text(json.dumps(figures, indent=1) + "\n")
     return 0
 
@@ -139,7 +140,7 @@ def race(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     figures = [asdict(one) | asdict(runs[one]) for one in everybody]
     races = {name: {one: runs[one] for one in everybody if one.race == name} for name in BASE}
     lines = [line for name, among in races.items() for line in _table(name, among, arguments.images)]
-    return lines, {"images": arguments.images, "versions": _versions(arguments.peers), "contestants": figures}
+    return lines, {"images": arguments.images, "versions": versions(arguments.peers, PACKAGES), "contestants": figures}
 
 
 def copy_images(source: Path, target: Path, count: int, colour: bool) -> None:
@@ -266,22 +267,6 @@ def link_images(target: Path, count: int) -> None:
             Image.new("RGB", (8, 8), (number // 50_000, 0, 0)).save(original)
         else:
             os.link(original, folder / f"{number:09d}.jpg")
-
-
-def _machine() -> dict[str, Any]:
-    """Return what the figures depend on beside the code, and the code's commit."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
-    return {"processors": models, "python": platform.python_version(), "commit": commit.stdout.strip()}
-
-
-def _versions(peers: str) -> dict[str, str]:
-    """Return the versions of the packages of the peers."""
-    names = ("webdataset", "mosaicml-streaming", "litdata", "datasets", "pillow")
-    program = f"import json, importlib.metadata as m; print(json.dumps({{n: m.version(n) for n in {names}}}))"
-    versions: dict[str, str] = json.loads(subprocess.check_output([peers, "-c", program]))
-    return versions
 
 
 if __name__ == "__main__":
