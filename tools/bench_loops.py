@@ -58,19 +58,19 @@ def time_batches(batches: Batches, task: Task) -> dict[str, float]:
 def time_training(batches: Batches, task: Task) -> dict[str, float]:
     """Train a small ViT; return images a second, the share of the time spent waiting for data, seconds a step."""
     model, optimizer = _vit(task)
-    waited = 0.0
+    waited, images = 0.0, 0
     for step in range(task.warm + task.count):
         if step == task.warm:
-            first, used, waited = time.perf_counter(), processor_seconds(), 0.0
+            first, used, waited, images = time.perf_counter(), processor_seconds(), 0.0, 0
         began = time.perf_counter()
         images_BCHW, labels_B = next(batches)
-        waited += time.perf_counter() - began
+        waited, images = waited + time.perf_counter() - began, images + len(labels_B)
         loss = torch.nn.functional.cross_entropy(model(normalised(images_BCHW)), labels_B)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         assert torch.isfinite(loss), step
-    seconds, used, images = time.perf_counter() - first, processor_seconds() - used, task.count * task.batch
+    seconds, used = time.perf_counter() - first, processor_seconds() - used
     speeds = {"images_per_second": images / seconds, "cpu_seconds_per_image": used / images}
     return speeds | {"stalled": waited / seconds, "seconds_per_step": seconds / task.count}
 
