@@ -24,7 +24,7 @@ from bench_machine import memory
 from torch import Tensor
 
 from mpp.shards.shardset import ShardSet, open_shards
-from mpp.stream.loader import TrainStream
+from mpp.stream.loader import StreamConfig, TrainStream
 from mpp.stream.views import ViewConfig, decode, train_view, view_draws
 
 IN_MEMORY = 2_000  # images for those that work alone
@@ -50,8 +50,8 @@ def open_stream(
         seed=0,
         global_batch=batch,
         micro_batch=batch,
-        workers=workers,
         start_step=start_step,
+        settings=StreamConfig(workers=workers),
     )
 
 
@@ -77,24 +77,32 @@ def repeat_batch(task: Task) -> Batches:
 def load_views(task: Task) -> Batches:
     """Decode and crop bytes in memory, without shards, workers and batches: nearly all that a worker has to do."""
     views, size = view_of(task.size), (task.size, task.size)
-    draws = view_draws(0, 0, np.arange(IN_MEMORY))
+    ids = np.arange(IN_MEMORY)
+    draws = view_draws(0, np.zeros_like(ids), ids)
 
     def view(number: int, image: bytes) -> Tensor:
-        return train_view(image, views, size, draws[number % IN_MEMORY])
+        return torch.from_numpy(train_view(image, views, size, draws[number % IN_MEMORY]).copy())
 
     return _alone(task, view)
 
 
 def decode_torchvision(task: Task) -> Batches:
     """Decode bytes in memory by libjpeg-turbo through torchvision, and do no more."""
-    return _alone(task, lambda _, image: decode(image))
+    from torchvision.io import ImageReadMode
+
+    rgb = ImageReadMode.RGB.value
+
+    def by_torchvision(_: int, image: bytes) -> Tensor:
+        stream = torch.frombuffer(bytearray(image), dtype=torch.uint8)
+        pixels: Tensor = torch.ops.image.decode_jpeg(stream, rgb)  # the function of the same name warns
+        return pixels
+
+    return _alone(task, by_torchvision)
 
 
 def decode_simplejpeg(task: Task) -> Batches:
-    """Decode bytes in memory by libjpeg-turbo through simplejpeg, and do no more."""
-    import simplejpeg
-
-    return _alone(task, lambda _, image: simplejpeg.decode_jpeg(image))
+    """Decode bytes in memory by libjpeg-turbo through simplejpeg, as mpp does, and do no more."""
+    return _alone(task, lambda _, image: decode(image))
 
 
 def decode_pillow(task: Task) -> Batches:

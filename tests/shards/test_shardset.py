@@ -125,14 +125,26 @@ def test_verify_finds_an_image_that_was_damaged_before_it_was_hashed(root: Path)
 
 
 @pytest.mark.parametrize("tail", [512, 5000, 10_240])
-def test_a_tail_of_zeros_keeps_the_size_and_is_found_by_its_hash(root: Path, tail: int) -> None:
+def test_a_tail_of_zeros_keeps_the_size_and_is_found_by_the_last_member(root: Path, tail: int) -> None:
     path = root / "train/train-000001.tar"
     raw = path.read_bytes().rstrip(b"\0")
     path.write_bytes(raw[:-tail] + bytes(path.stat().st_size - len(raw) + tail))
+    (problem,) = verify(root, full=False).problems
+    assert problem.startswith("train/train-000001.tar: the last member is damaged")
+    with pytest.raises(DataError, match="the last member is damaged"):
+        open_shards(root, "train")
+
+
+def test_a_hole_of_zeros_keeps_the_size_and_is_found_by_the_hash(root: Path) -> None:
+    path = root / "train/train-000001.tar"
+    raw = bytearray(path.read_bytes())
+    offset = int(read_members(open_shards(root, "train"), 1)["offset"][3, 1])
+    raw[offset : offset + 40] = bytes(40)
+    path.write_bytes(raw)
     assert verify(root, full=False).problems == ()
     problems = verify(root, full=True).problems
     assert "train/train-000001.tar: sha256 differs from its record" in problems
-    assert any("sample 9" in problem for problem in problems)
+    assert any("sample 3" in problem for problem in problems)
 
 
 @pytest.mark.parametrize("fault", ["empty", "missing", "unreadable", "swapped for another", "swapped for its copy"])
