@@ -7,6 +7,7 @@ another one.
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
@@ -63,7 +64,8 @@ class SlotReader:
         if filled.memory is not None:
             self._memory[place] = filled.memory
         images = torch.empty(self._shape, dtype=torch.uint8, pin_memory=self._pinned)
-        images.copy_(_images(self._memory[place], self._shape))
+        # By numpy: torch would wake threads for it that then spin beside the data workers.
+        np.copyto(images.numpy(), _images(self._memory[place], self._shape).numpy())
         assert int(self._memory[place][-1]) == filled.turn, "a slot was filled again before it was read"
         return images
 
