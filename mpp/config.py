@@ -85,7 +85,7 @@ def resolve(cls: type[T], tree: Mapping[str, Any], *, where: str = "config", fix
     try:
         return pydantic.TypeAdapter(cls).validate_python(_with_default_kinds(cls, dict(tree)))
     except pydantic.ValidationError as error:
-        lines = [_explain(cls, detail) for detail in error.errors()]
+        lines = list(dict.fromkeys(_explain(cls, detail) for detail in _meant(error.errors())))
     listed = "\n".join(f"  {line}" for line in lines)
     raise ConfigError(f"{where}: {len(lines)} setting(s) cannot be used\n{listed}", fix=fix)
 
@@ -221,16 +221,42 @@ def _with_default_kinds(cls: type, tree: Tree) -> Tree:
     return result
 
 
+def _meant(details: list[Any]) -> list[Any]:
+    """Leave out, where text or a list may be given, what is wrong with the one that was not."""
+    unlike = {True: ("string_type",), False: ("tuple_type", "list_type")}
+    both = {detail["loc"][0] for detail in details if detail["type"] == "string_type" and len(detail["loc"]) > 1}
+    return [
+        detail
+        for detail in details
+        if detail["loc"][:1] == ()
+        or detail["loc"][0] not in both
+        or detail["type"] not in unlike[isinstance(detail["input"], list | tuple | Mapping)]
+    ]
+
+
+def _items(annotation: Any) -> type | None:
+    """Return the config class that a list may hold, None where there is none."""
+    if typing.get_origin(annotation) is tuple:
+        return next((cls for part in typing.get_args(annotation) for cls in _choices(part)), None)
+    return next(filter(None, map(_items, typing.get_args(annotation))), None)
+
+
 def _explain(cls: type, detail: Any) -> str:
     """Turn one pydantic error into ``key: what is wrong``, with the nearest key for an unknown one."""
     names: list[str] = []
     owner: type | None = cls
     kinds: dict[Any, type] = {}
+    items: type | None = None
     for part in detail["loc"]:
         fields = _fields(owner) if owner is not None else {}
         if owner is not None and part in fields:
-            choices = _choices(_hints(owner)[part])
+            annotation = _hints(owner)[part]
+            choices, items = _choices(annotation), _items(annotation)
             owner, kinds = (choices[0], {}) if len(choices) == 1 else (None, _kinds(choices))
+        elif owner is None and isinstance(part, int):
+            owner = items
+        elif items is not None and part in (items.__name__, "str"):
+            continue  # which form of an item it was taken for
         elif owner is None and not isinstance(part, int):
             owner = kinds.get(part)  # the tag of a choice, which is no part of the key
             continue

@@ -274,3 +274,34 @@ def test_dump_and_resolve_are_inverse() -> None:
 def test_a_bare_word_for_a_choice_is_told_where_the_kind_goes() -> None:
     with pytest.raises(ConfigError, match=r"optimizer: got 'adam'; write optimizer\.kind=\.\.\., one of sgd, adam"):
         _parse("optimizer=adam")
+
+
+@config
+class Share:
+    source: str
+    weight: float = Field(1.0, gt=0)
+
+
+@config
+class Mixed:
+    sources: str | tuple[str | Share, ...]
+
+
+def test_text_or_a_list_of_text_and_groups_may_be_given() -> None:
+    assert resolve(Mixed, {"sources": "a"}).sources == "a"
+    assert resolve(Mixed, {"sources": ["a", {"source": "b", "weight": 2}]}).sources == ("a", Share("b", 2.0))
+
+
+@pytest.mark.parametrize(
+    ("sources", "line"),
+    [
+        (3, "sources: Input should be a valid string (got 3)"),
+        ({"a": 1}, "sources: a list is written [A, B] (got {'a': 1})"),
+        (["a", {"source": "b", "wieght": 2}], "sources.1.wieght: unknown key; did you mean sources.1.weight?"),
+        (["a", {"source": "b", "weight": 0}], "sources.1.weight: Input should be greater than 0 (got 0)"),
+        ([{"weight": 2}], "sources.0.source: required, give sources.0.source=..."),
+    ],
+)
+def test_a_mistake_in_a_list_is_told_once_and_where_it_is(sources: Any, line: str) -> None:
+    lines = _message(lambda: resolve(Mixed, {"sources": sources})).splitlines()
+    assert lines[1:] == [f"  {line}"]

@@ -37,6 +37,9 @@ class Part:
     split: str | None = Field(None, description="split of this set; null: the split of the run")
 
 
+Shards = str | tuple[str | Part, ...]  # one set, or those of a mixture
+
+
 class Draw(NamedTuple):
     """Samples [n] to read: their ids, and the epoch of its own set that each is in."""
 
@@ -101,12 +104,12 @@ class Mixture:
         return MixedOrder(orders, self.shares, global_batch)
 
 
-def open_mixture(shards: str | Sequence[Part], split: str) -> Mixture:
+def open_mixture(shards: Shards, split: str) -> Mixture:
     """Open one set, or the parts of a mixture; raise ``DataError`` or ``ConfigError`` where that is impossible."""
     if isinstance(shards, str):
         return as_mixture(open_any(shards, split))
-    sets = [open_any(part.shards, part.split or split) for part in shards]
-    return mix(sets, [part.weight for part in shards])
+    parts = [Part(shards=part) if isinstance(part, str) else part for part in shards]
+    return mix([open_any(part.shards, part.split or split) for part in parts], [part.weight for part in parts])
 
 
 def as_mixture(shards: ShardSet | Mixture) -> Mixture:
@@ -116,7 +119,9 @@ def as_mixture(shards: ShardSet | Mixture) -> Mixture:
 
 def mix(sets: Sequence[ShardSet], weights: Sequence[float]) -> Mixture:
     """Return a mixture; raise ``ConfigError`` for too many sets, or one that is named twice."""
-    if not 0 < len(sets) <= CYCLE // 4:
+    if not sets:
+        raise ConfigError("a mixture of no sets", fix="shards=FOLDER")
+    if len(sets) > CYCLE // 4:
         raise ConfigError(f"a mixture of {len(sets)} sets, at most {CYCLE // 4}", fix="shard several of them as one")
     doubles = [one.root for one in sets if sum(one.fingerprint == other.fingerprint for other in sets) > 1]
     if doubles:

@@ -23,7 +23,7 @@ from mpp.model.tasks import ClassificationConfig, MaskedPatchesConfig, TaskConfi
 from mpp.model.vit import Vit, VitConfig
 from mpp.shards.hashing import permutation
 from mpp.stream.loader import StreamConfig, TrainStream, evaluation_batches
-from mpp.stream.mixture import Mixture, Part, open_mixture
+from mpp.stream.mixture import Mixture, Shards, open_mixture
 from mpp.stream.order import count_steps
 from mpp.stream.state import StreamState
 from mpp.stream.views import ViewConfig
@@ -64,7 +64,7 @@ class PretrainRecipe:
 class PretrainConfig(PretrainRecipe):
     """One pretraining run: the recipe, the shards, the folder."""
 
-    shards: str | tuple[Part, ...] = Field(
+    shards: Shards = Field(
         description="folder that mpp-shard or mpp index wrote, WebDataset tars, a URL of such, or a list of them to mix"
     )
     split: str = Field("train", description="split of the shard set")
