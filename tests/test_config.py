@@ -289,7 +289,10 @@ class Mixed:
 
 def test_text_or_a_list_of_text_and_groups_may_be_given() -> None:
     assert resolve(Mixed, {"sources": "a"}).sources == "a"
-    assert resolve(Mixed, {"sources": ["a", {"source": "b", "weight": 2}]}).sources == ("a", Share(source="b", weight=2.0))
+    assert resolve(Mixed, {"sources": ["a", {"source": "b", "weight": 2}]}).sources == (
+        "a",
+        Share(source="b", weight=2.0),
+    )
 
 
 @pytest.mark.parametrize(

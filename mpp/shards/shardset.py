@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpp.errors import DataError
-from mpp.sources.remote import check_scheme, read_url, redact, scheme_of
+from mpp.sources.remote import check_public, check_scheme, read_url, redact, scheme_of
 
 INDEX = "index.json"
 RECORDS = ".mpp"
@@ -298,6 +298,7 @@ def _root(root: str | Path) -> str:
     if scheme is None:
         return str(local_root(root))
     check_scheme(scheme)
+    check_public(str(root))
     return str(root).rstrip("/")
 
 

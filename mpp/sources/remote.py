@@ -51,6 +51,17 @@ def check_scheme(scheme: str) -> None:
         raise ConfigError(f"{scheme}:// cannot be read: {error}", fix=f"pip install {PACKAGES[scheme]}") from None
 
 
+def check_public(url: str) -> None:
+    """Raise ``ConfigError`` for a URL with a user, a password or a query: indexes and settings are written to files."""
+    parts = urlsplit(url)
+    if "@" in parts.netloc or parts.query:
+        what = "what follows ? may be a signature" if parts.query else "a user or password in a URL"
+        raise ConfigError(
+            f"{redact(url)}: {what}, and URLs are written into indexes and settings",
+            fix="give it without; credentials come from the environment, or from fsspec's configuration",
+        )
+
+
 def redact(url: str) -> str:
     """Return a URL as it may be shown: without user and password, and without the values in its query."""
     try:

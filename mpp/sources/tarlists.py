@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 from mpp.errors import ConfigError, DataError
 from mpp.sources.files import printable, walk
 from mpp.sources.nested import DECOMPRESSORS, NOT_READ
-from mpp.sources.remote import check_scheme, redact, scheme_of
+from mpp.sources.remote import check_public, check_scheme, redact, scheme_of
 from mpp.sources.splits import DEFAULT, SPLIT_OF, word_split
 
 MOST = 1_000_000  # tars of one pattern
@@ -98,12 +98,7 @@ def _checked_url(url: str) -> str:
     parts = urlsplit(url)
     if scheme == "file":
         return unquote(parts.path)
-    if "@" in parts.netloc:
-        message = f"{redact(url)}: a user or password in a URL would be written into the index"
-        raise ConfigError(message, fix="give it by the environment or ~/.netrc, and the URL without it")
-    if parts.query:
-        message = f"{redact(url)}: what follows ? may be a signature, and would be written into the index"
-        raise ConfigError(message, fix="give the URL without it, or download the tars")
+    check_public(url)
     if WILD.search(url):
         raise ConfigError(f"{redact(url)}: * and ? stand for files of this machine alone", fix="write x-{000..146}.tar")
     return url

@@ -14,7 +14,8 @@ class FetchAhead:
 
     ``needs`` gives (shard, last step at which it is read) in the order of first need, endless or not; a shard may come
     again. ``fetch`` is called with its number. The shards that were fetched, and whose last step has not passed, have
-    at most ``room_bytes`` together, counted by ``sizes``; a shard that is larger alone is left out.
+    at most ``room_bytes`` together, counted by ``sizes``; a shard that is larger alone is left out. One of size 0 is
+    never needed.
     ``failures`` counts fetches that ended with an ``OSError``.
     """
 
@@ -24,6 +25,9 @@ class FetchAhead:
         self.failures = 0
         self._needs, self._fetch, self._sizes, self._room = needs, fetch, sizes, room_bytes
         self._changed = threading.Condition()
+        fitting = [shard for shard, size in enumerate(sizes) if 0 < size <= room_bytes]
+        # Where there is room for all, each is fetched once; `needs` names them again without end.
+        self._missing = set(fitting) if sum(sizes[shard] for shard in fitting) <= room_bytes else None
         self._held: dict[int, int] = {}  # shard: the last step at which it is read
         self._head: tuple[int, int] | None = None  # the next need, where there was no room for it
         self._step = 0
@@ -63,7 +67,7 @@ class FetchAhead:
     def _next(self) -> int | None:
         """Return the next shard to fetch, as soon as there is room for it; None at the end."""
         with self._changed:
-            while not self._closed:
+            while not self._closed and self._missing != set():
                 self._head = self._head or next(self._needs, None)
                 if self._head is None:
                     return None
@@ -74,6 +78,8 @@ class FetchAhead:
                     self._changed.wait()
                     continue
                 self._head = None
+                if self._missing is not None:
+                    self._missing.discard(shard)
                 if not passed:
                     self._held[shard] = max(last, self._held.get(shard, last))
                 if not passed and not known:

@@ -134,7 +134,7 @@ class TrainStream(Iterator[Batch]):
         )
         self._fetching = None
         if cache is not None:
-            sizes = [shard.record.bytes for shard in reader.storage.shards]
+            sizes = [shard.record.bytes if shard.record.samples else 0 for shard in reader.storage.shards]
             room = int(CACHE_AHEAD * cache.limit_bytes)
             self._fetching = FetchAhead(self._order.needs(start_step), reader.storage.fetch, sizes, room)
         schedule = self._schedule(start_step, micro_batch, rank, world)

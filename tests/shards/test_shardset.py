@@ -225,9 +225,11 @@ def test_a_set_behind_a_url_opens_without_a_request_a_shard(root: Path, server: 
 
 def test_what_is_amiss_behind_a_url_is_said_without_its_secrets(root: Path, server: Server) -> None:
     address = f"127.0.0.1:{server.server_port}"
-    with pytest.raises(DataError, match="status 404") as caught:
+    with pytest.raises(ConfigError, match="a user or password in a URL") as caught:
         open_shards(f"http://user:hunter2@{address}/nothing", "train")
     assert "hunter2" not in str(caught.value)
+    with pytest.raises(DataError, match="status 404"):
+        open_shards(f"http://{address}/nothing", "train")
     with pytest.raises(DataError, match=f"http://{address}/out: no split 'val', it has test, train"):
         open_shards(f"http://{address}/out", "val")
     (root / ".mpp/train/train-000000.members").write_bytes(b"short")

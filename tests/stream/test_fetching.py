@@ -1,5 +1,6 @@
 """Shards are fetched ahead in the order of their need, as far as the room allows, and errors reach the reader."""
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -104,8 +105,19 @@ def test_an_error_in_the_order_itself_is_raised_too() -> None:
         raise ValueError("no such lane")
 
     fetched: list[int] = []
-    ahead = FetchAhead(needs(), fetched.append, [1], 100)
+    ahead = FetchAhead(needs(), fetched.append, [1, 1], 100)
     assert _soon(lambda: not any(thread.name == "fetch ahead" for thread in threading.enumerate()))
     with pytest.raises(ValueError, match="no such lane"):
         ahead.advance(1)
     assert fetched == [0]
+
+
+def test_where_there_is_room_for_all_each_is_fetched_once_and_endless_needs_are_left_alone() -> None:
+    fetched: list[int] = []
+    asked = itertools.count()
+    needs = ((shard, next(asked)) for _ in itertools.count() for shard in (3, 0, 2))
+    ahead = FetchAhead(needs, fetched.append, [20, 0, 30, 40, 200], 100)
+    assert _soon(lambda: sorted(fetched) == [0, 2, 3])
+    ahead.advance(1)  # comes back at once
+    assert next(asked) < 10
+    ahead.close()
