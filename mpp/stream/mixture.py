@@ -21,7 +21,7 @@ from mpp.config import config
 from mpp.errors import ConfigError, DataError
 from mpp.shards.hashing import hash64, shuffled
 from mpp.shards.indexing import open_any
-from mpp.shards.shardset import ShardSet, is_remote
+from mpp.shards.shardset import ShardSet, is_remote, shown
 from mpp.stream.order import EpochOrder, Ints, count_steps, rank_positions
 
 CYCLE = 4096  # positions over which the shares of a mixture are exact; a weight below 1 / CYCLE of all gets one place
@@ -33,7 +33,9 @@ class Part:
     """One shard set of a mixture."""
 
     shards: str = Field(description="folder that mpp-shard or mpp index wrote, WebDataset tars, or a URL of such")
-    weight: float = Field(1.0, gt=0, description="share of the samples that are read, before all are scaled to 1")
+    weight: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="share of the samples that are read, before all are scaled to 1"
+    )
     split: str | None = Field(None, description="split of this set; null: the split of the run")
 
 
@@ -80,10 +82,13 @@ class Mixture:
     @property
     def shares(self) -> list[int]:
         """Return the places of a cycle that each set has: by weight, at least one, largest remainders rounded up."""
-        exact = np.array(self.weights) / sum(self.weights) * (CYCLE - len(self.weights))
-        shares = 1 + np.floor(exact).astype(int)
-        order = np.argsort(np.floor(exact) - exact, kind="stable")
-        shares[order[: CYCLE - shares.sum()]] += 1
+        exact = np.array(self.weights) / sum(self.weights) * CYCLE
+        shares = np.maximum(1, np.floor(exact)).astype(int)
+        while left := CYCLE - int(shares.sum()):
+            if left > 0:
+                shares[np.argmax(exact - shares)] += 1
+            else:  # the place that each of the smallest has is one of the largest
+                shares[np.argmax(shares)] -= 1
         return [int(share) for share in shares]
 
     def require_labels(self) -> None:
@@ -91,7 +96,7 @@ class Mixture:
         for one in self.sets:
             one.require_labels()
         if self.classes is None:
-            counts = ", ".join(f"{one.root}: {len(one.classes or ())}" for one in self.sets)
+            counts = ", ".join(f"{shown(one.root)}: {len(one.classes or ())}" for one in self.sets)
             raise DataError(
                 f"the sets of the mixture have different classes ({counts})", fix="shard them with the same"
             )
@@ -123,7 +128,7 @@ def mix(sets: Sequence[ShardSet], weights: Sequence[float]) -> Mixture:
         raise ConfigError("a mixture of no sets", fix="shards=FOLDER")
     if len(sets) > CYCLE // 4:
         raise ConfigError(f"a mixture of {len(sets)} sets, at most {CYCLE // 4}", fix="shard several of them as one")
-    doubles = [one.root for one in sets if sum(one.fingerprint == other.fingerprint for other in sets) > 1]
+    doubles = [shown(one.root) for one in sets if sum(one.fingerprint == other.fingerprint for other in sets) > 1]
     if doubles:
         raise ConfigError(f"{' and '.join(doubles)}: the same shards twice in a mixture", fix="one part, more weight")
     return Mixture(tuple(sets), tuple(weights))
