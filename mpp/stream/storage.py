@@ -51,6 +51,7 @@ class ShardStorage:
         self.cache, self.traffic = cache, Traffic()
         self._tars: OrderedDict[int, int] = OrderedDict()
         self._tables: OrderedDict[int, int | np.ndarray[Any, Any]] = OrderedDict()
+        self._copies: set[int] = set()  # shards that were opened in the cache
         self._most_open = 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -71,7 +72,12 @@ class ShardStorage:
             descriptor = self._open_tar(number, shard)
         else:
             self._tars.move_to_end(number)
-        data = self._request(shard, offset, size) if descriptor is None else os.pread(descriptor, size, offset)
+        if descriptor is None:
+            self.traffic.misses += 1
+            data = self._request(shard, offset, size)
+        else:
+            self.traffic.hits += number in self._copies
+            data = os.pread(descriptor, size, offset)
         self.traffic.bytes += len(data)
         self.traffic.seconds += time.perf_counter() - began
         return data
@@ -120,9 +126,8 @@ class ShardStorage:
         if is_remote(shard.owner.root, shard.record):
             descriptor = None if self.cache is None else self.cache.open(_key(path, shard.record.sha256))
             if descriptor is None:
-                self.traffic.misses += 1
                 return None
-            self.traffic.hits += 1
+            self._copies.add(number)
         else:
             descriptor = _open_file(path, shard.owner.root)
         size = os.fstat(descriptor).st_size
