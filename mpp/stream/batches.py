@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from mpp.errors import MppError
@@ -131,7 +132,10 @@ class Batches(Dataset[MadeBatch | MppError]):
                 target[:] = train_view(sample.image, self.views, self.size, draws)
             return None
         except Exception as error:  # decoders raise many kinds for damaged images
-            reason = f"{self.reader.where(sample_id)}: the image cannot be decoded: {type(error).__name__}: {error}"
+            why = str(error)
+            if isinstance(error, UnidentifiedImageError):  # which gives no more than an address in memory
+                why = f"it begins with {bytes(sample.image[:16])!r}"
+            reason = f"{self.reader.where(sample_id)}: the image cannot be decoded: {type(error).__name__}: {why}"
             return BadSample(reason, fix=self.reader.fix(sample_id))
 
     def _instead(

@@ -1,4 +1,4 @@
-"""Every set of a mixture has its share of every cycle, gives each sample once an epoch, and is the same for all ranks."""
+"""Every set of a mixture has its share of every cycle, gives each sample once an epoch, the same for all ranks."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -196,7 +196,7 @@ def test_parts_name_their_shards_splits_and_weights(tiny_shards: Path, bare_tiny
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("inf"), float("nan")])
 def test_weights_that_are_none_are_refused(weight: float) -> None:
-    with pytest.raises(ValueError, match="weight"):
+    with pytest.raises(ValueError, match=r"greater than 0|finite number"):
         Part("somewhere", weight)
 
 
