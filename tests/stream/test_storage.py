@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,8 @@ def local(faulty_server: FaultyServer, make_set: Local) -> ShardSet:
 @pytest.fixture
 def remote(local: ShardSet, faulty_server: FaultyServer) -> ShardSet:
     """The same set, behind the server."""
-    return open_shards(faulty_server.url("set", user="me:sesame"), "train")
+    shards = open_shards(faulty_server.url("set"), "train")
+    return replace(shards, root=faulty_server.url("set", user="me:sesame"))
 
 
 def content(shards: ShardSet, number: int) -> bytes:
