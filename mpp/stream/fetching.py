@@ -14,20 +14,23 @@ class FetchAhead:
 
     ``needs`` gives (shard, last step at which it is read) in the order of first need, endless or not; a shard may come
     again. ``fetch`` is called with its number. The shards that were fetched, and whose last step has not passed, have
-    at most ``room_bytes`` together, counted by ``sizes``; a shard that is larger alone is left out. One of size 0 is
-    never needed.
+    at most ``room_bytes`` together, counted by ``sizes``; a shard that is larger alone is left out. Where there is
+    nothing to fetch, ``needs`` is followed ``steps_ahead`` of the present step.
     ``failures`` counts fetches that ended with an ``OSError``.
     """
 
     def __init__(
-        self, needs: Iterator[tuple[int, int]], fetch: Callable[[int], object], sizes: Sequence[int], room_bytes: int
+        self,
+        needs: Iterator[tuple[int, int]],
+        fetch: Callable[[int], object],
+        sizes: Sequence[int],
+        room_bytes: int,
+        steps_ahead: int,
     ) -> None:
         self.failures = 0
         self._needs, self._fetch, self._sizes, self._room = needs, fetch, sizes, room_bytes
+        self._ahead = steps_ahead
         self._changed = threading.Condition()
-        fitting = [shard for shard, size in enumerate(sizes) if 0 < size <= room_bytes]
-        # Where there is room for all, each is fetched once; `needs` names them again without end.
-        self._missing = set(fitting) if sum(sizes[shard] for shard in fitting) <= room_bytes else None
         self._held: dict[int, int] = {}  # shard: the last step at which it is read
         self._head: tuple[int, int] | None = None  # the next need, where there was no room for it
         self._step = 0
@@ -67,23 +70,25 @@ class FetchAhead:
     def _next(self) -> int | None:
         """Return the next shard to fetch, as soon as there is room for it; None at the end."""
         with self._changed:
-            while not self._closed and self._missing != set():
+            while not self._closed:
                 self._head = self._head or next(self._needs, None)
                 if self._head is None:
                     return None
                 shard, last = self._head
-                passed = last < self._step or self._sizes[shard] > self._room
+                passed, too_large = last < self._step, self._sizes[shard] > self._room
                 known = shard in self._held
-                if not passed and not known and self._used() + self._sizes[shard] > self._room:
+                if known or too_large:  # nothing to fetch: where that holds for all, there would be no end of it
+                    wait = last > self._step + self._ahead
+                else:
+                    wait = self._used() + self._sizes[shard] > self._room
+                if wait and not passed:
                     self._changed.wait()
                     continue
                 self._head = None
-                if self._missing is not None:
-                    self._missing.discard(shard)
-                if not passed:
+                if not passed and not too_large:
                     self._held[shard] = max(last, self._held.get(shard, last))
-                if not passed and not known:
-                    return shard
+                    if not known:
+                        return shard
             return None
 
     def _used(self) -> int:

@@ -133,10 +133,10 @@ class TrainStream(Iterator[Batch]):
             threads=settings.threads,
         )
         self._fetching = None
-        if cache is not None:
-            sizes = [shard.record.bytes if shard.record.samples else 0 for shard in reader.storage.shards]
-            room = int(CACHE_AHEAD * cache.limit_bytes)
-            self._fetching = FetchAhead(self._order.needs(start_step), reader.storage.fetch, sizes, room)
+        if cache is not None and self._subset is None:  # the order of a subset knows nothing of shards
+            sizes = [shard.record.bytes for shard in reader.storage.shards]
+            room, needs = int(CACHE_AHEAD * cache.limit_bytes), self._order.needs(start_step)
+            self._fetching = FetchAhead(needs, reader.storage.fetch, sizes, room, self.steps_per_epoch)
         schedule = self._schedule(start_step, micro_batch, rank, world)
         self._batches = _batches(dataset, schedule, settings.workers, settings.timeout)
 
