@@ -8,11 +8,13 @@ Shapes: B images of a micro-batch, H and W the height and width in pixels, N sam
 """
 
 import atexit
+import math
 import multiprocessing
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -232,9 +234,9 @@ def _batches(
         prefetch_factor=BATCHES_AHEAD if workers else None,
         generator=torch.Generator(),  # else the loader draws from, and so changes, the global generator
     )
-    with _running(loader) if workers else nullcontext(iter(loader)) as items:
+    with _running(loader) if workers else nullcontext((iter(loader), None)) as (items, kill):
         try:
-            for item in _patient(items, timeout):
+            for item in items if kill is None else _patient(items, timeout, kill):
                 asked.popleft()
                 if isinstance(item, MppError):
                     raise item
@@ -264,22 +266,40 @@ def _noted(schedule: Iterable[Draw], asked: "deque[Draw]") -> Iterator[Draw]:
         yield draw
 
 
-def _patient(items: Iterator[MadeBatch | MppError], timeout: float) -> Iterator[MadeBatch | MppError]:
-    """Extend the short timeout of the loader, at which it looks for dead workers, to ``timeout`` seconds."""
-    asked = time.monotonic()
-    while True:
-        try:
-            item = next(items)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "timed out" not in str(error):
-                raise
-            if time.monotonic() - asked >= timeout:
-                raise TimeoutError(f"no batch within {timeout:g} seconds") from None
-            continue
-        yield item
-        asked = time.monotonic()
+def _patient(
+    items: Iterator[MadeBatch | MppError], timeout: float, kill: Callable[[], None]
+) -> Iterator[MadeBatch | MppError]:
+    """Extend the short timeout of the loader, at which it looks for dead workers, to ``timeout`` seconds.
+
+    It knows none while it takes a slot over from a worker: where that is stopped just then, ``kill`` ends the waiting.
+    """
+    asked, ended, expired = [math.inf], threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(SECONDS_TO_NOTICE):
+            if time.monotonic() - asked[0] >= timeout:
+                expired.set()
+                return kill()
+
+    threading.Thread(target=watch, name="patience", daemon=True).start()
+    try:
+        while True:
+            asked[0] = min(asked[0], time.monotonic())
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            except (RuntimeError, OSError, EOFError) as error:
+                not_yet = str(error).startswith("DataLoader timed out")
+                if expired.is_set() or (not_yet and time.monotonic() - asked[0] >= timeout):
+                    raise TimeoutError(f"no batch within {timeout:g} seconds") from None
+                if not not_yet:
+                    raise
+                continue
+            asked[0] = math.inf
+            yield item
+    finally:
+        ended.set()
 
 
 def _ready(items: Any) -> int:
@@ -302,21 +322,26 @@ def _start_worker(_: int) -> None:
 
 
 @contextmanager
-def _running(loader: Iterable[MadeBatch | MppError]) -> Iterator[Iterator[MadeBatch | MppError]]:
-    """Start a loader's workers, and kill them at the end."""
+def _running(
+    loader: Iterable[MadeBatch | MppError],
+) -> Iterator[tuple[Iterator[MadeBatch | MppError], Callable[[], None]]]:
+    """Start a loader's workers, and kill them at the end; also give what kills them earlier."""
     others = set(multiprocessing.active_children())
     items = iter(loader)
     workers = set(multiprocessing.active_children()) - others
 
-    def end() -> None:
+    def kill() -> None:
         for worker in workers:
             worker.kill()
+
+    def end() -> None:
+        kill()
         for worker in workers:
             worker.join(5)
 
     atexit.register(end)  # after an error that nobody expected
     try:
-        yield items
+        yield items, kill
     finally:
         end()
         atexit.unregister(end)
