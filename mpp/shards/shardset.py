@@ -11,6 +11,7 @@ import json
 import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -143,7 +144,8 @@ def open_shards(root: str | Path, split: str) -> ShardSet:
         known = ", ".join(index["splits"]) or "none"
         raise DataError(f"{shown(root)}: no split {split!r}, it has {known}", fix="name one")
     shards = tuple(_record(entry) for entry in index["shardlist"] if entry["split"] == split)
-    problems = [problem for shard in shards for problem in check_size(root, shard)]
+    problems = [f"{name}: twice in {INDEX}" for name, count in Counter(one.name for one in shards).items() if count > 1]
+    problems += [problem for shard in shards for problem in check_size(root, shard)]
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise DataError(f"{shown(root)}: {problems[0]}{more}", fix=REBUILD)
