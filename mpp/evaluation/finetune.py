@@ -25,8 +25,9 @@ from mpp.model.mixing import Mixing
 from mpp.model.tasks import Classification, StepOutput, zero_linear
 from mpp.model.vit import Interpolation, Vit, VitConfig, resize_positions
 from mpp.shards.shardset import ShardSet
+from mpp.stream.batches import Batch
 from mpp.stream.device import OnDevice
-from mpp.stream.loader import Batch, StreamConfig, TrainStream, evaluation_batches
+from mpp.stream.loader import StreamConfig, TrainStream, evaluation_batches
 from mpp.stream.order import Ints
 from mpp.stream.views import ViewConfig
 from mpp.training.checkpoint import Backbone, load_backbone

@@ -16,7 +16,7 @@ from mpp.model.masking import Corruption, Mask, RandomMask, corrupt
 from mpp.model.mixing import Mixing, mix, mixed_cross_entropy
 from mpp.model.targets import MeanColor, Target, cut_patches
 from mpp.model.vit import Vit
-from mpp.stream.loader import Batch
+from mpp.stream.batches import Batch
 
 
 class StepOutput(NamedTuple):

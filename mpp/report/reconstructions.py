@@ -18,7 +18,8 @@ from mpp.model.targets import cut_patches
 from mpp.model.tasks import MaskedPatches, MaskedPatchesConfig
 from mpp.model.vit import Vit
 from mpp.report.plots import reconstruction_picture
-from mpp.stream.loader import Batch, evaluation_batches
+from mpp.stream.batches import Batch
+from mpp.stream.loader import evaluation_batches
 from mpp.stream.mixture import open_mixture
 from mpp.training.checkpoint import newest_checkpoint
 from mpp.training.pretraining import PretrainConfig

@@ -216,8 +216,8 @@ def _check_last(root: str, shard: ShardRecord) -> list[str]:
     row = len(shard.members) * MEMBER.itemsize
     try:
         with open(place(root, sidecar(shard.name, "members")), "rb") as table:
-            raw = os.pread(table.fileno(), row, (shard.samples - 1) * row)
-        if not shard.samples or len(raw) < row:
+            raw = os.pread(table.fileno(), row, max(0, shard.samples - 1) * row)
+        if len(raw) < row:
             return []  # a table of another size is said when it is read
         with open(place(root, shard.name), "rb") as tar:
             read_payload(tar.fileno(), np.frombuffer(raw, MEMBER)[-1].item(), f"{shard.name}: the last member", root)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import UnidentifiedImageError
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from mpp.errors import MppError
@@ -24,6 +25,18 @@ from mpp.stream.views import ViewConfig, eval_view, train_view, view_draws
 
 PADDING = -1
 NEIGHBOURS = 8  # samples of the same shard that are tried in the place of one that cannot be used
+
+
+class Batch(NamedTuple):
+    """A micro-batch: images uint8 [B, 3, H, W]; labels (or None), sample ids and epochs of the views int64 [B].
+
+    In evaluation the last batch is filled up with black images whose id and label are -1.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    ids: Tensor
+    epochs: Tensor
 
 
 class MadeBatch(NamedTuple):

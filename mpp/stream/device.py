@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from mpp.stream.loader import Batch
+from mpp.stream.batches import Batch
 
 
 class OnDevice(Iterator[Batch]):

@@ -58,7 +58,10 @@ class ShardReader:
         for places in np.split(order, np.flatnonzero(np.diff(shards)) + 1) if len(ids) else ():
             shard = int(np.searchsorted(self._ends, ids[places[0]], side="right"))
             rows = ids[places] - self._starts[shard]
-            for place, sample in zip(places.tolist(), self._read_rows(shard, rows), strict=True):
+            samples = list(self._read_rows(shard, rows))
+            if any(isinstance(sample, BadSample) for sample in samples) and self.storage.forget_copy(shard):
+                samples = list(self._read_rows(shard, rows))  # the copy may have been wrong, and not the shard
+            for place, sample in zip(places.tolist(), samples, strict=True):
                 found[place] = sample
         return found
 

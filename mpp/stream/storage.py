@@ -77,7 +77,11 @@ class ShardStorage:
             data = self._request(shard, offset, size)
         else:
             self.traffic.hits += number in self._copies
-            data = os.pread(descriptor, size, offset)
+            try:
+                data = os.pread(descriptor, size, offset)
+            except OSError as error:
+                fix = "look at the disk, then the same command"
+                raise DataError(f"{self.where(number)}, byte {offset}: {error.strerror}", fix=fix) from None
         self.traffic.bytes += len(data)
         self.traffic.seconds += time.perf_counter() - began
         return data
@@ -108,6 +112,18 @@ class ShardStorage:
         url = place(shard.owner.root, shard.record.name)
         sha256 = shard.record.sha256
         return self.cache.fetch(_key(url, sha256), url, shard.record.bytes, sha256, on_retry=self.traffic.retry)
+
+    def forget_copy(self, number: int) -> bool:
+        """Remove a shard's copy from the cache, whose bytes turned out to be wrong; say whether it was read from one."""
+        if number not in self._copies or self.cache is None:
+            return False
+        shard = self.shards[number]
+        self._copies.discard(number)
+        descriptor = self._tars.pop(number, None)
+        if descriptor is not None:
+            os.close(descriptor)
+        self.cache.discard(_key(place(shard.owner.root, shard.record.name), shard.record.sha256))
+        return True
 
     def close(self) -> None:
         """Close every file; reading opens them again."""

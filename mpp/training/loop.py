@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 
 from mpp.errors import NumericsError
 from mpp.model.tasks import StepOutput
+from mpp.stream.batches import Batch
 from mpp.stream.device import OnDevice
-from mpp.stream.loader import Batch
 from mpp.training.optim import Schedule
 
 Values = dict[str, float]

@@ -13,7 +13,7 @@ from mpp.model.mixing import Mixing, mix
 from mpp.model.targets import DownsizedColors, MeanColor, Pixels, Target
 from mpp.model.tasks import Classification, ClassificationConfig, MaskedPatches, MaskedPatchesConfig, build_task
 from mpp.model.vit import Vit, VitConfig
-from mpp.stream.loader import Batch
+from mpp.stream.batches import Batch
 
 VIT = resolve(
     VitConfig,

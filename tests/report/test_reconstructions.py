@@ -14,7 +14,7 @@ from mpp.model.targets import MeanColor, Pixels, cut_patches
 from mpp.model.tasks import MaskedPatches, MaskedPatchesConfig
 from mpp.model.vit import Vit, VitConfig
 from mpp.report.reconstructions import _join, draw_reconstructions, reconstruct
-from mpp.stream.loader import Batch
+from mpp.stream.batches import Batch
 from mpp.training.pretraining import PretrainConfig, pretrain
 
 

@@ -19,8 +19,8 @@ from mpp.config import resolve
 from mpp.errors import DataError, MppError
 from mpp.shards.shardset import ShardSet, place, read_members, sidecar
 from mpp.stream.augment import RandAugment
-from mpp.stream.batches import PADDING, Batches, MadeBatch
-from mpp.stream.loader import Batch, StreamConfig, TrainStream, evaluation_batches
+from mpp.stream.batches import PADDING, Batch, Batches, MadeBatch
+from mpp.stream.loader import StreamConfig, TrainStream, evaluation_batches
 from mpp.stream.mixture import Draw
 from mpp.stream.reader import ShardReader
 from mpp.stream.views import ViewConfig, train_view, view_draws

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from mpp.stream.batches import Batch
 from mpp.stream.device import OnDevice
-from mpp.stream.loader import Batch
 
 DEVICES = [
     "cpu",

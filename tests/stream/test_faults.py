@@ -11,6 +11,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from faulty_server import ALWAYS, FaultyServer
 from mpp.config import resolve
 from mpp.errors import DataError, HangError, exit_code_of
 from mpp.shards.shardset import ShardSet, open_shards, place, read_members, verify
-from mpp.stream.loader import Batch, StreamConfig, TrainStream
+from mpp.stream.batches import Batch
+from mpp.stream.loader import StreamConfig, TrainStream
 from mpp.stream.reader import ShardReader
 from mpp.stream.views import ViewConfig
 
@@ -367,7 +369,9 @@ def test_what_a_server_never_gives_ends_it_with_3_the_address_the_status_and_fir
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     make_set(faulty_server.folder, "folders")
-    served = open_shards(faulty_server.url("set", user="me:sesame"), "train")
+    served = replace(
+        open_shards(faulty_server.url("set"), "train"), root=faulty_server.url("set", user="me:sesame")
+    )  # such a root is refused; were it not, it would not be shown
     faulty_server.add_faults("*/train-000002.tar", ALWAYS(fault))
     stream = {"cache": str(tmp_path / "cache"), "cache_gb": cache_gb}
 

@@ -15,6 +15,7 @@ from faulty_server import FaultyServer
 from mpp.errors import DataError
 from mpp.shards.shardset import ShardSet, open_shards, place, read_members, sidecar
 from mpp.stream.cache import NodeCache
+from mpp.stream.reader import ShardReader
 from mpp.stream.storage import ShardStorage
 
 Local = Callable[..., ShardSet]
@@ -189,6 +190,20 @@ def test_a_copy_that_goes_is_done_without(local: ShardSet, remote: ShardSet, tmp
     assert storage.fetch(0)
     cache.discard(remote.shards[0].sha256)
     assert storage.read(0, 0, 600) == content(local, 0)[:600] and storage.traffic.misses == 1
+
+
+def test_a_copy_that_rots_is_thrown_away_and_the_shard_asked_for_again(
+    local: ShardSet, remote: ShardSet, tmp_path: Path
+) -> None:
+    cache = NodeCache(tmp_path / "cache", 10**9)
+    reader = ShardReader(remote, cache=cache)
+    assert reader.storage.fetch(0)
+    copy = tmp_path / "cache" / remote.shards[0].sha256
+    copy.chmod(0o600)
+    copy.write_bytes(bytes(copy.stat().st_size))
+    ids = np.arange(remote.shards[0].samples, dtype=np.int64)
+    assert reader.read_all(ids) == ShardReader(local).read_all(ids)
+    assert not copy.exists()
 
 
 def test_retries_are_counted_and_what_never_comes_is_named_without_secrets(

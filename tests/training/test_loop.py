@@ -8,7 +8,7 @@ from torch import nn
 
 from mpp.errors import NumericsError
 from mpp.model.tasks import StepOutput
-from mpp.stream.loader import Batch
+from mpp.stream.batches import Batch
 from mpp.training.devices import open_accelerator, prepare
 from mpp.training.loop import Plan, Trainer, Values
 from mpp.training.optim import Schedule
