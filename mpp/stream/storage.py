@@ -114,7 +114,7 @@ class ShardStorage:
         return self.cache.fetch(_key(url, sha256), url, shard.record.bytes, sha256, on_retry=self.traffic.retry)
 
     def forget_copy(self, number: int) -> bool:
-        """Remove a shard's copy from the cache, whose bytes turned out to be wrong; say whether it was read from one."""
+        """Remove a shard's copy, whose bytes turned out to be wrong; say whether it was read from one."""
         if number not in self._copies or self.cache is None:
             return False
         shard = self.shards[number]
