@@ -21,6 +21,7 @@ from mpp.stream.order import Ints
 from mpp.stream.reader import BadSample, Sample, ShardReader
 from mpp.stream.slots import Filled, Slots
 from mpp.stream.stall import Cost, Skip
+from mpp.stream.storage import Traffic
 from mpp.stream.views import ViewConfig, eval_view, train_view, view_draws
 
 PADDING = -1
@@ -86,32 +87,35 @@ class Batches(Dataset[MadeBatch | MppError]):
         return {name: value for name, value in self.__dict__.items() if name != "_pool"}
 
     def _make(self, draw: Draw) -> MadeBatch:
-        traffic = self.reader.storage.traffic
-        before = (traffic.bytes, traffic.seconds, traffic.retries, traffic.hits, traffic.misses)
+        self.reader.storage.traffic = traffic = Traffic()
         ids, rows = draw.ids.copy(), np.flatnonzero(draw.ids != PADDING)
         filled, images = self._slots.take()
-        labels = np.full(len(ids), PADDING, np.int64)
+        labels, skipped = np.full(len(ids), PADDING, np.int64), list[Skip]()
         if len(rows) < len(ids):
             images.zero_()
         pixels, began = images.numpy(), time.perf_counter()
         samples = self.reader.read_all(ids[rows])
-        read, skipped = time.perf_counter(), []
-        draws = self.draws(draw.epochs, draw.ids)
+        read, draws = time.perf_counter(), self.draws(draw.epochs, draw.ids)
         jobs = [
-            (pixels[row], sample, int(ids[row]), None if draws is None else draws[row])
+            (pixels[row], sample, None if draws is None else draws[row])
             for row, sample in zip(rows, samples, strict=True)
         ]
-        for row, sample, bad in zip(rows, samples, self._fill_all(jobs), strict=True):
-            if bad is not None:
+        for row, sample, error in zip(rows, samples, self._fill_all(jobs), strict=True):
+            if error is not None:
+                bad = self._bad(int(ids[row]), sample, error)
                 ids[row], sample = self._instead(pixels[row], int(ids[row]), int(draw.epochs[row]), bad)
                 skipped.append(Skip(int(draw.ids[row]), int(ids[row]), str(bad).partition("\n")[0]))
             assert isinstance(sample, Sample)
             labels[row] = PADDING if sample.label is None else sample.label
-        after = (traffic.bytes, traffic.seconds, traffic.retries, traffic.hits, traffic.misses)
-        size, _, retries, hits, misses = (now - then for now, then in zip(after, before, strict=True))
-        view_seconds = time.perf_counter() - read
         cost = Cost(
-            len(rows), int(size), read - began, view_seconds, int(retries), int(hits), int(misses), tuple(skipped)
+            images=len(rows),
+            bytes=traffic.bytes,
+            read_seconds=read - began,
+            view_seconds=time.perf_counter() - read,
+            retries=traffic.retries,
+            cache_hits=traffic.hits,
+            cache_misses=traffic.misses,
+            skipped=tuple(skipped),
         )
         return MadeBatch(filled, labels if self.reader.labelled else None, ids, draw.epochs, cost)
 
@@ -122,7 +126,7 @@ class Batches(Dataset[MadeBatch | MppError]):
         augment = augment_draws(self.seed, epochs, ids, self.views.augment)
         return np.hstack([view_draws(self.seed, epochs, ids), augment])
 
-    def _fill_all(self, jobs: list[tuple[Any, ...]]) -> list[BadSample | None]:
+    def _fill_all(self, jobs: list[tuple[Any, ...]]) -> list[Exception | None]:
         """Do the jobs of :meth:`_fill`, in threads where there are several; decoding does not hold the GIL."""
         if self.threads <= 1:
             return [self._fill(*job) for job in jobs]
@@ -133,8 +137,8 @@ class Batches(Dataset[MadeBatch | MppError]):
         return ThreadPoolExecutor(self.threads)
 
     def _fill(
-        self, target: NDArray[np.uint8], sample: Sample | BadSample, sample_id: int, draws: NDArray[np.float64] | None
-    ) -> BadSample | None:
+        self, target: NDArray[np.uint8], sample: Sample | BadSample, draws: NDArray[np.float64] | None
+    ) -> Exception | None:
         """Write the view of a sample into ``target`` [3, H, W]; return what is wrong with it, if anything."""
         if isinstance(sample, BadSample):
             return sample
@@ -145,11 +149,17 @@ class Batches(Dataset[MadeBatch | MppError]):
                 target[:] = train_view(sample.image, self.views, self.size, draws)
             return None
         except Exception as error:  # decoders raise many kinds for damaged images
-            why = str(error)
-            if isinstance(error, UnidentifiedImageError):  # which gives no more than an address in memory
-                why = f"it begins with {bytes(sample.image[:16])!r}"
-            reason = f"{self.reader.where(sample_id)}: the image cannot be decoded: {type(error).__name__}: {why}"
-            return BadSample(reason, fix=self.reader.fix(sample_id))
+            return error
+
+    def _bad(self, sample_id: int, sample: Sample | BadSample, error: Exception) -> BadSample:
+        """Say of which sample an error is."""
+        if isinstance(sample, BadSample):
+            return sample
+        why = str(error)
+        if isinstance(error, UnidentifiedImageError):  # which gives no more than an address in memory
+            why = f"it begins with {bytes(sample.image[:16])!r}"
+        reason = f"{self.reader.where(sample_id)}: the image cannot be decoded: {type(error).__name__}: {why}"
+        return BadSample(reason, fix=self.reader.fix(sample_id))
 
     def _instead(
         self, target: NDArray[np.uint8], sample_id: int, epoch: int, bad: BadSample
@@ -161,6 +171,6 @@ class Batches(Dataset[MadeBatch | MppError]):
             other = self.reader.neighbour(sample_id, distance)
             (sample,) = self.reader.read_all(np.array([other], np.int64))
             draws = self.draws(np.array([epoch], np.int64), np.array([other], np.int64))
-            if self._fill(target, sample, other, None if draws is None else draws[0]) is None:
+            if self._fill(target, sample, None if draws is None else draws[0]) is None:
                 return other, sample
         raise bad

@@ -166,12 +166,14 @@ def evaluation_batches(
     rank: int = 0,
     world: int = 1,
     subset: Ints | None = None,
+    replace: bool = False,
     settings: StreamConfig | None = None,
 ) -> Iterator[Batch]:
     """Return the evaluation views of every example once over all ranks, in equally many batches of equal size a rank.
 
     Position p of the split (or of ``subset``) is seen by rank p % world; places beyond the end have id and label -1.
-    ``batch`` is the most images of a batch. Raises ``DataError`` naming a sample that cannot be used: none is skipped.
+    ``batch`` is the most images of a batch. Raises ``DataError`` naming a sample that cannot be used; with ``replace``,
+    for what is no test, its neighbour takes its place.
     """
     settings, mixture = settings or StreamConfig(workers=0), as_mixture(shards)
     ids = np.arange(mixture.samples, dtype=np.int64) if subset is None else np.asarray(subset, np.int64)
@@ -183,6 +185,8 @@ def evaluation_batches(
     schedule = [Draw(rows, np.zeros_like(rows)) for rows in padded[rank::world].reshape(count, each)]
     cache = settings.node_cache() if mixture.remote else None
     reader = ShardReader(*mixture.sets, cache=cache)
-    dataset = Batches(reader, views, size, count=each, slots=SLOTS, seed=None, replace=False, threads=settings.threads)
+    dataset = Batches(
+        reader, views, size, count=each, slots=SLOTS, seed=None, replace=replace, threads=settings.threads
+    )
     items = made_batches(dataset, schedule, min(settings.workers, count), settings.timeout)
     return (batch for batch, _, _ in items)

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import resource
-import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
@@ -29,11 +28,10 @@ class Shard(NamedTuple):
 
 
 class Traffic:
-    """What reading has cost so far: bytes, seconds, requests tried again, reads with and without the cache."""
+    """What reading has cost so far: bytes, requests tried again, reads with and without the cache."""
 
     def __init__(self) -> None:
         self.bytes = self.retries = self.hits = self.misses = 0
-        self.seconds = 0.0
 
     def retry(self) -> None:
         """Count a request that is tried again."""
@@ -66,7 +64,6 @@ class ShardStorage:
 
     def read(self, number: int, offset: int, size: int) -> bytes:
         """Return ``size`` bytes of a tar from ``offset`` on, fewer where a file ends; raise ``DataError``."""
-        began = time.perf_counter()
         shard, descriptor = self.shards[number], self._tars.get(number)
         if descriptor is None:
             descriptor = self._open_tar(number, shard)
@@ -83,7 +80,6 @@ class ShardStorage:
                 fix = "look at the disk, then the same command"
                 raise DataError(f"{self.where(number)}, byte {offset}: {error.strerror}", fix=fix) from None
         self.traffic.bytes += len(data)
-        self.traffic.seconds += time.perf_counter() - began
         return data
 
     def members(self, number: int, rows: Ints) -> np.ndarray[Any, Any]:

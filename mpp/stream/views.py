@@ -20,6 +20,7 @@ from PIL import Image
 from pydantic import Field
 
 from mpp.config import config
+from mpp.shards.colors import to_rgb
 from mpp.shards.hashing import hash64
 from mpp.stream.augment import RandAugment, rand_augment
 from mpp.stream.order import Ints
@@ -30,6 +31,8 @@ PILLOW_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 # rough one, so at least so many of its pixels, along a side, remain for each pixel of the view.
 PARTS = (1, 2, 4, 8)
 ENOUGH = 2
+MOST_PIXELS = 178_956_970  # as many as Pillow decodes; tars of others may hold anything
+WHITE = (255, 255, 255)
 # A random resized crop is tried as often as torchvision does; two draws a try, two for its place, one for the flip.
 CROP_TRIES = 10
 NUM_DRAWS = 2 * CROP_TRIES + 3
@@ -103,15 +106,23 @@ def eval_view(image: bytes | memoryview, settings: ViewConfig, size: tuple[int, 
 
 
 def decode(image: bytes | memoryview, part: int = 1) -> Pixels:
-    """Decode an image to [H, W, 4]; JPEG by libjpeg-turbo at 1 / ``part`` of its size, all else by Pillow, whole."""
-    if image[:2] == b"\xff\xd8":
+    """Decode an image to [H, W, 4]; JPEG by libjpeg-turbo at 1 / ``part`` of its size, all else by Pillow, whole.
+
+    What is no RGB becomes it as it does when images are sharded, transparent pixels white. Raises ``OSError`` or
+    ``ValueError`` for bytes that are no image, and for more than ``MOST_PIXELS``.
+    """
+    size = jpeg_size(image)
+    if size is not None:
+        _check_pixels(size, part)
+        smaller = {} if part == 1 else {"min_height": size[0] // part, "min_width": size[1] // part, "min_factor": part}
         try:
-            pixels: Pixels = simplejpeg.decode_jpeg(image, "RGBX", **_at_least(image, part))
+            pixels: Pixels = simplejpeg.decode_jpeg(image, "RGBX", **smaller)
             return pixels
         except ValueError:  # CMYK, and what is damaged in a way that Pillow may forgive
             pass
     with Image.open(io.BytesIO(image), formats=PILLOW_FORMATS) as picture:
-        return np.array(picture.convert("RGBX" if picture.mode == "RGB" else "RGB").convert("RGBX"))
+        _check_pixels(picture.size, 1)
+        return np.array(to_rgb(picture, WHITE)[0].convert("RGBX"))
 
 
 def jpeg_size(image: bytes | memoryview) -> tuple[int, int] | None:
@@ -125,12 +136,9 @@ def jpeg_size(image: bytes | memoryview) -> tuple[int, int] | None:
     return height, width
 
 
-def _at_least(image: bytes | memoryview, part: int) -> dict[str, int]:
-    """Return the arguments that make the decoder choose 1 / ``part`` of the size."""
-    if part == 1:
-        return {}
-    height, width, _, _ = simplejpeg.decode_jpeg_header(image)
-    return {"min_height": height // part, "min_width": width // part, "min_factor": part}
+def _check_pixels(size: tuple[int, int], part: int) -> None:
+    if size[0] * size[1] > MOST_PIXELS * part * part:
+        raise ValueError(f"{size[0]} x {size[1]} pixels, at most {MOST_PIXELS:,} are decoded")
 
 
 def _random_box(height: int, width: int, settings: ViewConfig, chances: list[float]) -> Box:

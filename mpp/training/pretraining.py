@@ -223,7 +223,7 @@ def _note_baselines(run: Run, shards: Mixture, settings: PretrainConfig) -> None
     if path.exists() or not isinstance(settings.task, MaskedPatchesConfig):
         return
     subset = np.sort(permutation(shards.samples, settings.seed)[:_BASELINE_IMAGES])
-    batches = evaluation_batches(shards, settings.view, settings.vit.image_size, batch=100, subset=subset)
+    batches = evaluation_batches(shards, settings.view, settings.vit.image_size, batch=100, subset=subset, replace=True)
     parts = [(batch.images[batch.ids >= 0], batch.ids[batch.ids >= 0]) for batch in batches]
     images, ids = (torch.cat(column) for column in zip(*parts, strict=True))
     bits = getattr(settings.task.target, "bits", 3)

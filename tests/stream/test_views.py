@@ -174,3 +174,21 @@ def test_decoding_smaller_keeps_photographs_alike(data: Path) -> None:
         whole = torch.from_numpy(pillow_pixels(path.read_bytes()))
         expected = transforms.resize(whole, [56, 56], antialias=True).numpy()
         assert np.abs(seen.astype(int) - expected).mean() < 2  # of 255
+
+
+def test_deep_gray_is_scaled_and_what_is_transparent_is_white_as_in_sharding() -> None:
+    deep, clear = io.BytesIO(), io.BytesIO()
+    Image.fromarray(np.array([[0, 257 * 100, 65535]], np.uint16)).save(deep, "PNG")
+    Image.fromarray(np.array([[[9, 9, 9, 0], [10, 20, 30, 255]]], np.uint8)).save(clear, "PNG")
+    assert rgb(deep.getvalue()).tolist() == [[[0, 100, 255]]] * 3
+    assert rgb(clear.getvalue()).transpose(1, 2, 0).tolist() == [[[255, 255, 255], [10, 20, 30]]]
+
+
+def test_an_image_that_claims_too_many_pixels_is_not_decoded(make_image: MakeImage) -> None:
+    bomb = bytearray(make_image(1, (40, 61)))
+    at = bomb.index(b"\xff\xc0") + 5
+    bomb[at : at + 4] = (20_000).to_bytes(2, "big") * 2
+    assert jpeg_size(bytes(bomb)) == (20_000, 20_000)
+    for view in (ViewConfig(), ViewConfig(crop="pad")):
+        with pytest.raises(ValueError, match="20000 x 20000 pixels, at most 178,956,970"):
+            train_view(bytes(bomb), view, (9000, 9000), draws_with(0.5, 0.5, 0, 0, 1))

@@ -1,9 +1,13 @@
-"""How a global batch is divided."""
+"""How a global batch is divided, and what several processes say together."""
+
+from types import SimpleNamespace
 
 import pytest
+import torch
+from torch import Tensor
 
 from mpp.errors import ConfigError
-from mpp.training.devices import divide_batch
+from mpp.training.devices import divide_batch, over_processes
 
 
 @pytest.mark.parametrize(
@@ -22,3 +26,15 @@ def test_a_world_that_does_not_divide_is_refused_naming_those_that_do() -> None:
         divide_batch(16, None, 3)
     with pytest.raises(ConfigError, match=r"use 1, 2, 4, 8"):
         divide_batch(16, 3, 2)
+
+
+def test_figures_are_means_with_the_worst_beside_them_and_counts_are_sums() -> None:
+    alone = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
+    assert over_processes(alone, {"wait": 0.25}, {"retries": 3}) == {"wait": 0.25, "retries": 3}  # type: ignore[arg-type]
+
+    def gather(row: Tensor) -> Tensor:
+        return torch.cat([row, torch.tensor([[0.75, 1.0]])])
+
+    several = SimpleNamespace(num_processes=2, device=torch.device("cpu"), gather=gather)
+    together = over_processes(several, {"wait": 0.25}, {"retries": 3})  # type: ignore[arg-type]
+    assert together == {"wait": 0.5, "wait_max": 0.75, "retries": 4}

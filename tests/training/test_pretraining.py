@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,11 +174,61 @@ def test_from_two_processes_to_one_and_back_the_steps_stay_the_same(tiny_shards:
     launch, calm = launcher("cpu_2_processes.yaml"), "vit.drop_path=0"  # stochastic depth differs by process
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     subprocess.run([sys.executable, *launch, *command(tiny_shards, whole, calm)], check=True, cwd=ROOT)
+    timing = [json.loads(line) for line in (whole / "timing.jsonl").read_text().splitlines()]
+    assert all(entry["data_wait_share_max"] >= entry["data_wait_share"] > 0 for entry in timing)
     kill_at(start([*launch, *command(tiny_shards, moved, calm)]), moved, 7)
     kill_at(start(command(tiny_shards, moved, calm)), moved, 13)
     subprocess.run([sys.executable, *launch, *command(tiny_shards, moved, calm)], check=True, cwd=ROOT)
     for here, there in zip(read_metrics(whole), read_metrics(moved), strict=True):
         assert here["loss"] == pytest.approx(there["loss"], rel=1e-4)
+
+
+def test_a_run_says_where_its_time_went(undisturbed: Path) -> None:
+    timing = [json.loads(line) for line in (undisturbed / "timing.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in timing] == list(range(1, 21))
+    for name in ("images_per_second", "data_wait_share", "read_ms_per_image", "view_ms_per_image"):
+        assert all(entry[name] > 0 for entry in timing), name
+    assert all(entry["skipped"] == entry["retries"] == 0 for entry in timing)
+
+
+def test_a_run_on_two_sets_mixed_goes_on_with_the_same_weights_alone(
+    tiny_shards: Path, bare_tiny_shards: Path, tmp_path: Path
+) -> None:
+    def mixed(weight: float) -> PretrainConfig:
+        parts = [{"shards": str(tiny_shards), "weight": weight}, str(bare_tiny_shards)]
+        return resolve(PretrainConfig, {**TINY, "out": str(tmp_path / "run"), "shards": parts})
+
+    pretrain(mixed(3))
+    assert len(read_metrics(tmp_path / "run")) == 20
+    with pytest.raises(ConfigError, match="begun with other settings"):
+        pretrain(mixed(2))
+
+
+def test_tars_of_others_are_trained_on_as_they_are(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MPP_CACHE", str(tmp_path / "cache"))
+    tars = tmp_path / "tars"
+    tars.mkdir()
+    for tar in (tiny_shards / "train").glob("*.tar"):
+        shutil.copy(tar, tars)
+    run = settings(tars, tmp_path / "run", task={"kind": "classification"}, stream={"workers": 0})
+    pretrain(run)
+    pretrain(settings(tiny_shards, tmp_path / "other", task={"kind": "classification"}))
+    assert outcome(tmp_path / "run")[0] == outcome(tmp_path / "other")[0]
+
+
+def test_a_damaged_sample_is_replaced_and_counted(tiny_shards: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_shards, tmp_path / "set")
+    tar = tmp_path / "set/train/train-000002.tar"
+    tar.chmod(0o644)
+    raw = tar.read_bytes()
+    tar.write_bytes(raw.replace(b"IDAT", b"IDOT", 1))
+    with pytest.raises(DataError, match="png member is damaged"):
+        pretrain(settings(tmp_path / "set", tmp_path / "strict"))
+    pretrain(settings(tmp_path / "set", tmp_path / "lenient", stream={"workers": 0, "max_bad_fraction": 0.05}))
+    timing = [json.loads(line) for line in (tmp_path / "lenient" / "timing.jsonl").read_text().splitlines()]
+    assert sum(entry["skipped"] for entry in timing) > 1  # it comes again in every epoch
 
 
 def test_supervised_pretraining_is_the_same_command(tiny_shards: Path, tmp_path: Path) -> None:
