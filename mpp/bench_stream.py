@@ -8,7 +8,7 @@ from pydantic import Field
 from mpp.config import config, parse
 from mpp.errors import exit_code_of
 from mpp.stream.loader import StreamConfig
-from mpp.stream.mixture import open_mixture
+from mpp.stream.mixture import Shards, open_mixture
 from mpp.stream.speed import Speed, measure_speed
 from mpp.stream.views import ViewConfig
 
@@ -22,7 +22,9 @@ of all workers together, and which stage bounds them.
 class BenchStreamOptions:
     """Everything that ``mpp bench-stream`` can be told."""
 
-    shards: str = Field(description="folder that mpp-shard or mpp index wrote, WebDataset tars, or a URL of such")
+    shards: Shards = Field(
+        description="folder that mpp-shard or mpp index wrote, WebDataset tars, a URL of such, or a list of them to mix"
+    )
     split: str = Field("train", description="split of the shard set")
     image_size: tuple[int, int] = Field((224, 224), description="height and width of the views, pixels")
     view: ViewConfig = ViewConfig()

@@ -36,7 +36,7 @@ def run(argv: Sequence[str]) -> None:
     for problem in report.problems:
         print(f"  {problem}")
     if report.problems:
-        fix = "delete the named shards and run the mpp-shard command that wrote them again"
+        fix = "delete the named shards and run the mpp-shard command that wrote them again; get tars of others again"
         raise DataError(f"{options.out}: {len(report.problems)} problem(s)", fix=fix)
     print("every hash and every image is as recorded" if options.full else "every size and count is as recorded")
 

@@ -215,14 +215,14 @@ def _classes(plan: IndexPlan, results: Sequence[IndexedTar]) -> Classes:
         return None
     if unlabelled.number:
         message = f"{unlabelled.number:,} of {samples:,} samples have no .cls, the first is {unlabelled.first}"
-        raise DataError(message, fix="labels=none")
+        raise DataError(message, fix="mpp index TARS OUT labels=none")
     largest = max(results, key=lambda result: result.largest[0])
     number, key = largest.largest
     most = MOST_CLASSES if plan.names is None else len(plan.names)
     if number >= most:
         known = "more than a class can be" if plan.names is None else f"but the index beside the tars names {most}"
         message = f"{shown(largest.record.name)}: {key} is of class {number}, {known}"
-        raise DataError(message, fix="mend that file, or labels=none")
+        raise DataError(message, fix="mend that file, or mpp index TARS OUT labels=none")
     return plan.names or tuple(map(str, range(number + 1)))
 
 

@@ -114,6 +114,13 @@ def shown(where: str) -> str:
     return where if scheme_of(where) is None else redact(where)
 
 
+def how_to_verify(root: str) -> str:
+    """Return what finds all that is wrong with a set."""
+    if scheme_of(root) is None:
+        return f"mpp verify {root} full=true"
+    return "copy the set to a disk, then mpp verify COPY full=true"
+
+
 def _lies_elsewhere(name: str) -> bool:
     return name.startswith("/") or scheme_of(name) is not None
 
@@ -262,7 +269,10 @@ def check_shard(root: str, full: bool, shard: ShardRecord) -> list[str]:
         return [*problems, str(error)]
     if problems or not full:
         return problems
-    data = _read_file(place(root, shard.name))
+    try:
+        data = _read_file(place(root, shard.name))
+    except OSError as error:
+        return [f"{shard.name}: cannot be read, {error.strerror}"]
     if hashlib.sha256(data).hexdigest() != shard.sha256:
         problems.append(f"{shard.name}: sha256 differs from its record")
     for sample in range(shard.samples):

@@ -219,7 +219,7 @@ def _take(task: TarTask, reading: _Pass, found: _Found, key: str, members: Itera
     cls = places.pop("cls", (0, 0, 0))
     if len(places) > 1:
         several = f"{len(places)} images in the sample {shown_key} ({', '.join(map(printable, places))})"
-        raise ConfigError(f"{where}: {several}", fix=f"image={printable(next(iter(places)))}, the extension to take")
+        raise ConfigError(f"{where}: {several}", fix=f"mpp index TARS OUT image={printable(next(iter(places)))}")
     if not places:
         found.bare = Amount(found.bare.number + 1, found.bare.first or shown_key)
         return
@@ -235,7 +235,9 @@ def _label(window: Window, member: Member, where: str) -> int:
     """Return the class in a ``.cls`` member; raise ``DataError`` where that is no whole number."""
     text = window.read_exactly(member.place[0], min(member.size, LONGEST_CLASS)).strip()
     if member.size > LONGEST_CLASS or not is_number(text.decode("latin-1")):
-        raise DataError(f"{where} holds {text[:40]!r}, a class is a number", fix="labels=none, or mpp-shard SOURCE OUT")
+        raise DataError(
+            f"{where} holds {text[:40]!r}, a class is a number", fix="mpp index TARS OUT labels=none, or mpp-shard"
+        )
     return int(text)
 
 

@@ -234,7 +234,7 @@ def _stored(url: str, offset: int, size: int) -> bytes:
     store = fsspec.filesystem(scheme)
     if store.async_impl:
         path, end = store._strip_protocol(url), offset + size
-        data: bytes = fsspec.asyn.sync(store.loop, store._cat_file, path, offset, end, timeout=2 * SECONDS)
+        data: bytes = fsspec.asyn.sync(store.loop, store._cat_file, path, offset, end, timeout=2 * STALL_SECONDS)
         return data
     opened: BinaryIO = _local(url).open("rb") if scheme == "file" else store.open(url, "rb", cache_type="none")
     with opened as file:

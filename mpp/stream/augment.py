@@ -51,7 +51,7 @@ class RandAugment:
     magnitude: float = Field(10.0, ge=0, le=10, description="their strength, 0 to 10")
 
 
-class Draw(NamedTuple):
+class OperationDraw(NamedTuple):
     """What one operation draws: a sign, -1 or 1, and a place, as shares of the height and the width."""
 
     sign: int
@@ -59,7 +59,7 @@ class Draw(NamedTuple):
     right: float
 
 
-Operation = Callable[[Tensor, float, Draw], Tensor]
+Operation = Callable[[Tensor, float, OperationDraw], Tensor]
 
 
 def augment_draws(seed: int, epoch: int | Ints, ids_B: Ints, settings: RandAugment) -> NDArray[np.float64]:
@@ -75,7 +75,7 @@ def rand_augment(pixels: Tensor, settings: RandAugment, draws: NDArray[np.float6
     for first in range(0, DRAWS_PER_OP * settings.num_ops, DRAWS_PER_OP):
         which, sign, down, right = chances[first : first + DRAWS_PER_OP]
         operation = _IN_ORDER[int(which * len(_IN_ORDER))]
-        pixels = operation(pixels, settings.magnitude / 10, Draw(-1 if sign < 0.5 else 1, down, right))
+        pixels = operation(pixels, settings.magnitude / 10, OperationDraw(-1 if sign < 0.5 else 1, down, right))
     return pixels
 
 

@@ -3,6 +3,7 @@
 What cannot be fetched is no failure here: the reader then asks for the ranges it needs, and knows how to complain.
 """
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
@@ -59,9 +60,13 @@ class FetchAhead:
             while (shard := self._next()) is not None:
                 try:
                     self._fetch(shard)
-                except OSError:
+                except OSError as error:
                     with self._changed:
                         self.failures += 1
+                        first = self.failures == 1
+                    if first:
+                        said = f"not fetched ahead, is read by ranges: {error.strerror or error}"
+                        print(said, file=sys.stderr, flush=True)
         except BaseException as error:
             with self._changed:
                 self._error = self._error or error

@@ -7,6 +7,7 @@ changes anything.
 Shapes: B images of a micro-batch, H and W the height and width in pixels, N samples of a split.
 """
 
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from mpp.shards.shardset import ShardSet
 from mpp.stream.batches import PADDING, Batch, Batches
 from mpp.stream.cache import NodeCache
 from mpp.stream.fetching import FetchAhead
-from mpp.stream.mixture import Draw, Mixture, SingleOrder, as_mixture
+from mpp.stream.mixture import Draw, Mixture, Order, SingleOrder, as_mixture
 from mpp.stream.order import EpochOrder, Ints, check_divides
 from mpp.stream.reader import ShardReader
 from mpp.stream.stall import Skip, StallClock
@@ -86,38 +87,36 @@ class TrainStream(Iterator[Batch]):
         check_divides(global_batch, world, micro_batch)
         self._subset = None if subset is None else np.asarray(subset, np.int64)
         if self._subset is None:
-            self._order = mixture.order(seed, global_batch)
+            self._order: Order = mixture.order(seed, global_batch)
         else:
             self._order = SingleOrder(EpochOrder([len(self._subset)], seed), global_batch)
         self.steps_per_epoch = self._order.steps_per_epoch
-        self.clock, self._fingerprint = StallClock(), mixture.fingerprint
-        self._bad: set[int] = set()
+        self.clock, self._fingerprint, self._settings = StallClock(), mixture.fingerprint, settings
         samples = sum(order.num_samples for order in self._order.orders)
-        self._most_bad = settings.max_bad_fraction * samples / world
+        self._skips = self._seen = 0
+        self._share, self._said = samples / world, set[int]()
         cache = settings.node_cache() if mixture.remote else None
-        reader = ShardReader(*mixture.sets, cache=cache)
-        dataset = Batches(
-            reader,
-            views,
-            size,
-            count=micro_batch,
-            slots=SLOTS,
-            seed=seed,
-            replace=True,
-            threads=settings.threads,
-        )
+        self._reader = ShardReader(*mixture.sets, cache=cache)
         self._fetching = None
         if cache is not None and self._subset is None:  # the order of a subset knows nothing of shards
-            sizes = [shard.record.bytes for shard in reader.storage.shards]
-            room, needs = int(CACHE_AHEAD * cache.limit_bytes), self._order.needs(start_step)
-            self._fetching = FetchAhead(needs, reader.storage.fetch, sizes, room, self.steps_per_epoch)
+            self._fetching = self._fetch_ahead(start_step, int(CACHE_AHEAD * cache.limit_bytes))
+        # What takes the place of a bad sample must be one that may be trained on.
+        replace, threads = self._subset is None, settings.threads
+        dataset = Batches(
+            self._reader, views, size, count=micro_batch, slots=SLOTS, seed=seed, replace=replace, threads=threads
+        )
         schedule = self._schedule(start_step, micro_batch, rank, world)
         self._batches = made_batches(dataset, schedule, settings.workers, settings.timeout)
 
     def __next__(self) -> Batch:
         began = time.perf_counter()
         batch, cost, ready = next(self._batches)
+        if self._settings.workers:  # what this process read was read ahead
+            traffic = self._reader.storage.traffic
+            traffic.retries, retries = 0, traffic.retries
+            cost = cost._replace(retries=cost.retries + retries)
         self.clock.add(time.perf_counter() - began, ready, cost)
+        self._seen += cost.images
         for skip in cost.skipped:
             self._note(skip)
         return batch
@@ -144,17 +143,26 @@ class TrainStream(Iterator[Batch]):
                 yield Draw(ids[first : first + micro_batch], epochs[first : first + micro_batch])
             step += at_once
 
+    def _fetch_ahead(self, start_step: int, room: int) -> FetchAhead:
+        storage = self._reader.storage
+        sizes = [shard.record.bytes for shard in storage.shards]
+        return FetchAhead(self._order.needs(start_step), storage.fetch, sizes, room, self.steps_per_epoch)
+
     def _note(self, skip: Skip) -> None:
-        """Say that a sample was skipped; raise ``DataError`` where there are too many such."""
-        if skip.sample_id in self._bad:
-            return
-        self._bad.add(skip.sample_id)
-        if len(self._bad) > self._most_bad:
+        """Say that a sample was skipped, once; raise ``DataError`` where too many of those that were read are.
+
+        An epoch, even one that has only begun, may hold as many as the share allows: bad samples may all come first.
+        """
+        self._skips += 1
+        most = self._settings.max_bad_fraction * self._share * max(1, math.ceil(self._seen / self._share))
+        if self._skips > most:
             raise DataError(
-                f"{skip.reason}\n  {len(self._bad)} unusable samples, at most {self._most_bad:.3g} for this process",
+                f"{skip.reason}\n  {self._skips} unusable of the samples read, at most {most:.3g} up to here",
                 fix="mpp verify SHARDS full=true; stream.max_bad_fraction=0.01 skips more of them",
             )
-        print(f"skipped: {skip.reason}; sample {skip.instead} takes its place", file=sys.stderr, flush=True)
+        if skip.sample_id not in self._said:
+            self._said.add(skip.sample_id)
+            print(f"skipped: {skip.reason}; sample {skip.instead} takes its place", file=sys.stderr, flush=True)
 
 
 def evaluation_batches(

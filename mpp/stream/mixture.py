@@ -114,7 +114,7 @@ def open_mixture(shards: Shards, split: str) -> Mixture:
     if isinstance(shards, str):
         return as_mixture(open_any(shards, split))
     parts = [Part(shards=part) if isinstance(part, str) else part for part in shards]
-    return mix([open_any(part.shards, part.split or split) for part in parts], [part.weight for part in parts])
+    return mixed([open_any(part.shards, part.split or split) for part in parts], [part.weight for part in parts])
 
 
 def as_mixture(shards: ShardSet | Mixture) -> Mixture:
@@ -122,7 +122,7 @@ def as_mixture(shards: ShardSet | Mixture) -> Mixture:
     return shards if isinstance(shards, Mixture) else Mixture((shards,), (1.0,))
 
 
-def mix(sets: Sequence[ShardSet], weights: Sequence[float]) -> Mixture:
+def mixed(sets: Sequence[ShardSet], weights: Sequence[float]) -> Mixture:
     """Return a mixture; raise ``ConfigError`` for too many sets, or one that is named twice."""
     if not sets:
         raise ConfigError("a mixture of no sets", fix="shards=FOLDER")
@@ -190,8 +190,8 @@ class MixedOrder:
     def needs(self, step: int) -> Iterator[tuple[int, int]]:
         """Yield (shard, last step at which it may be read) from a step on, without end, in the order of need."""
         firsts = np.cumsum([0, *(len(order.sizes) for order in self.orders)]).tolist()
-        parts = [self._part_needs(owner, firsts[owner], step) for owner in range(len(self.orders))]
-        return heapq.merge(*parts, key=lambda need: need[1])
+        parts = [_begun(self._part_needs(owner, firsts[owner], step), step) for owner in range(len(self.orders))]
+        return (need for _, need in heapq.merge(*parts, key=lambda pair: pair[0]))
 
     def _part_needs(self, owner: int, first_shard: int, step: int) -> Iterator[tuple[int, int]]:
         """Yield the needs of one set; its n-th sample is read in cycle n / share, and ``first_shard`` is its first."""
@@ -202,6 +202,15 @@ class MixedOrder:
                 cycle = (epoch * order.num_samples + last) // share
                 yield first_shard + shard, ((cycle + 1) * CYCLE - 1) // self.global_batch
             epoch, position = epoch + 1, 0
+
+
+def _begun(needs: Iterator[tuple[int, int]], step: int) -> Iterator[tuple[int, tuple[int, int]]]:
+    """Put before each need the step at which its window begins: where the one before it ends."""
+    begin = last = step
+    for need in needs:
+        if need[1] != last:
+            begin, last = last, need[1]
+        yield begin, need
 
 
 Order = SingleOrder | MixedOrder

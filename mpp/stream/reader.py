@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mpp.errors import DataError
-from mpp.shards.shardset import ShardSet, shown
+from mpp.shards.shardset import ShardSet, how_to_verify, is_remote
 from mpp.stream.cache import NodeCache
 from mpp.stream.order import Ints
 from mpp.stream.storage import ShardStorage
@@ -75,7 +75,9 @@ class ShardReader:
                 rows = np.arange(owned.record.samples, dtype=np.int64)
                 column = owned.record.members.index("cls")
                 members = self.storage.members(shard, rows)[:, [column]]
-                for row, (label,) in enumerate(self._payloads(shard, members, gap=0)):
+                # A request for each label would take hours: whole stretches come, images and all.
+                gap = SPAN if is_remote(owned.owner.root, owned.record) else 0
+                for row, (label,) in enumerate(self._payloads(shard, members, gap=gap)):
                     labels.append(int(self._checked(shard, row, "cls", label, *members[row, 0].item()[1:])))
         return np.array(labels, np.int64)
 
@@ -107,7 +109,7 @@ class ShardReader:
 
     def fix(self, sample_id: int) -> str:
         """Return the command that finds all that is wrong with the set of a sample."""
-        return f"mpp verify {shown(self.storage.shards[self.locate(sample_id)[0]].owner.root)} full=true"
+        return how_to_verify(self.storage.shards[self.locate(sample_id)[0]].owner.root)
 
     def close(self) -> None:
         """Close every shard; reading opens them again."""

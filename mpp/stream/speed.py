@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import torch
 
+from mpp.errors import MppError
 from mpp.stream.batches import Batches
 from mpp.stream.loader import StreamConfig, TrainStream
 from mpp.stream.mixture import Draw, Mixture
@@ -67,6 +68,9 @@ def measure_speed(
         Draw(drawn.ids[first : first + batch], drawn.epochs[first : first + batch])
         for first in range(0, len(drawn.ids), batch)
     ]
+    for draw in draws:  # what cannot be used is said before anything is timed
+        if isinstance(batch_or_error := made[draw], MppError):
+            raise batch_or_error
     samples = [sample for draw in draws[:8] for sample in reader.read_all(draw.ids) if isinstance(sample, Sample)]
     rows = made.draws(drawn.epochs, drawn.ids)
     assert rows is not None

@@ -27,19 +27,14 @@ class Cost(NamedTuple):
 
 
 class StallClock:
-    """Adds up waiting and costs of batches; ``lap`` gives the figures since the last one.
-
-    ``waited`` is the seconds waited for batches so far.
-    """
+    """Adds up waiting and costs of batches; ``lap`` gives the figures since the last one."""
 
     def __init__(self) -> None:
-        self.waited = 0.0
         self._sums: list[float] = []
         self._reset()
 
     def add(self, waited: float, ready: int, cost: Cost) -> None:
         """Count a batch that came after ``waited`` seconds, when ``ready`` more were there."""
-        self.waited += waited
         self._waited += waited
         self._batches += 1
         self._ready += ready

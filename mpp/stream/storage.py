@@ -11,7 +11,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mpp.errors import DataError
-from mpp.shards.shardset import MEMBER, ShardRecord, ShardSet, is_remote, place, read_members, shown, sidecar
+from mpp.shards.shardset import (
+    MEMBER,
+    ShardRecord,
+    ShardSet,
+    how_to_verify,
+    is_remote,
+    place,
+    read_members,
+    shown,
+    sidecar,
+)
 from mpp.sources.remote import read_range, scheme_of
 from mpp.stream.cache import NodeCache
 from mpp.stream.order import Ints
@@ -136,19 +146,29 @@ class ShardStorage:
         """
         path = place(shard.owner.root, shard.record.name)
         if is_remote(shard.owner.root, shard.record):
-            descriptor = None if self.cache is None else self.cache.open(_key(path, shard.record.sha256))
-            if descriptor is None:
+            copy = self._open_copy(_key(path, shard.record.sha256), shard.record.bytes)
+            if copy is None:
                 return None
             self._copies.add(number)
-        else:
-            descriptor = _open_file(path, shard.owner.root)
+            self._hold(self._tars, number, copy)
+            return copy
+        descriptor = _open_file(path, shard.owner.root)
         size = os.fstat(descriptor).st_size
         if size != shard.record.bytes:
             os.close(descriptor)
             message = f"{self.where(number)}: {size} of {shard.record.bytes} bytes, it is not the shard that was opened"
-            raise DataError(message, fix=f"mpp verify {shown(shard.owner.root)}")
+            raise DataError(message, fix=how_to_verify(shard.owner.root))
         self._hold(self._tars, number, descriptor)
         return descriptor
+
+    def _open_copy(self, key: str, size: int) -> int | None:
+        """Return a descriptor of a copy in the cache, None where there is none; one of another size is thrown away."""
+        descriptor = None if self.cache is None else self.cache.open(key)
+        if descriptor is None or self.cache is None or os.fstat(descriptor).st_size == size:
+            return descriptor
+        os.close(descriptor)
+        self.cache.discard(key)
+        return None
 
     def _open_table(self, number: int) -> int | np.ndarray[Any, Any]:
         """Open a table of members; one behind a URL is read whole, into the cache or else into memory."""
@@ -161,13 +181,12 @@ class ShardStorage:
             size = os.fstat(table).st_size
             if size != expected:
                 os.close(table)
-                fix = f"mpp verify {shown(shard.owner.root)}"
-                raise DataError(f"{path}: {size} of {expected} bytes", fix=fix)
+                raise DataError(f"{path}: {size} of {expected} bytes", fix=how_to_verify(shard.owner.root))
         elif self.cache is not None:
             key = _key(path, shard.record.sha256 + " members")
             with suppress(OSError):  # asked for again below, with a message
                 self.cache.fetch(key, path, expected, "", wait=True, on_retry=self.traffic.retry)
-            table = self.cache.open(key)
+            table = self._open_copy(key, expected)
         if table is None:
             table = read_members(shard.owner, shard.number)
         self._hold(self._tables, number, table)
@@ -199,7 +218,7 @@ def _open_file(path: str, root: str) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}", fix=f"mpp verify {shown(root)}") from None
+        raise DataError(f"{path}: {error.strerror}", fix=how_to_verify(root)) from None
 
 
 def _raise_limit() -> int:

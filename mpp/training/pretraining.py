@@ -5,7 +5,8 @@ task alone. The same call continues a run that was cut off.
 """
 
 import json
-from dataclasses import asdict
+from contextlib import closing
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,7 @@ class _Pretraining:
         trainer = Trainer(self.task, self.optimizer, self.stream, self.accelerator, self.plan)
         clock = Clock(settings.global_batch, self.stream.clock)
         with (
+            closing(self.stream),
             StopSignals() as stops,
             StepProgress("pretrain", start=self.start, steps=settings.steps, shown=shown) as progress,
         ):
@@ -223,7 +225,10 @@ def _note_baselines(run: Run, shards: Mixture, settings: PretrainConfig) -> None
     if path.exists() or not isinstance(settings.task, MaskedPatchesConfig):
         return
     subset = np.sort(permutation(shards.samples, settings.seed)[:_BASELINE_IMAGES])
-    batches = evaluation_batches(shards, settings.view, settings.vit.image_size, batch=100, subset=subset, replace=True)
+    stream = replace(settings.stream, workers=0)  # to start workers takes longer than the images do
+    batches = evaluation_batches(
+        shards, settings.view, settings.vit.image_size, batch=100, subset=subset, replace=True, settings=stream
+    )
     parts = [(batch.images[batch.ids >= 0], batch.ids[batch.ids >= 0]) for batch in batches]
     images, ids = (torch.cat(column) for column in zip(*parts, strict=True))
     bits = getattr(settings.task.target, "bits", 3)

@@ -136,7 +136,10 @@ def test_faults_over_several_tars_are_named(tars: Path, tmp_path: Path, jpeg: Ca
         index(tars, tmp_path / "out")
     second.unlink()
     write(second, "1.jpg", "2.jpg", data=lambda number: jpeg(50 + number))
-    with pytest.raises(DataError, match=r"2 of 25 samples have no \.cls, the first is .*y\.tar: 1\n  fix: labels=none"):
+    with pytest.raises(
+        DataError,
+        match=r"2 of 25 samples have no \.cls, the first is .*y\.tar: 1\n  fix: mpp index TARS OUT labels=none",
+    ):
         index(tars, tmp_path / "out")
     assert index(tars, tmp_path / "out", labels="none").samples == 25
     write(second, "1.jpg", "1.cls", "2.txt", data=lambda number: jpeg(50 + number))

@@ -108,7 +108,9 @@ def test_a_tar_with_classes_in_some_samples_has_no_table(tmp_path: Path, samples
 @pytest.mark.parametrize("label", [b"cat", b"-1", b"1.5", b"", b"1" * 300, "٣".encode(), b"1e3"])
 def test_a_class_that_is_no_number_is_named(tmp_path: Path, jpeg: Callable[[int], bytes], label: bytes) -> None:
     path = pack(tmp_path / "x.tar", [("0.cls", b"0"), ("0.jpg", jpeg(0)), ("1.cls", label), ("1.jpg", jpeg(1))])
-    with pytest.raises(DataError, match=r"x\.tar: 1\.cls holds b'.*a class is a number\n  fix: labels=none"):
+    with pytest.raises(
+        DataError, match=r"x\.tar: 1\.cls holds b'.*a class is a number\n  fix: mpp index TARS OUT labels=none"
+    ):
         indexed(path)
 
 

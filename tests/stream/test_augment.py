@@ -14,13 +14,13 @@ from torchvision.transforms.v2 import functional as F
 from mpp.config import dump, parse, resolve
 from mpp.errors import ConfigError
 from mpp.shards.shardset import ShardSet
-from mpp.stream.augment import DRAWS_PER_OP, OPERATIONS, Draw, RandAugment, augment_draws, rand_augment
+from mpp.stream.augment import DRAWS_PER_OP, OPERATIONS, OperationDraw, RandAugment, augment_draws, rand_augment
 from mpp.stream.loader import StreamConfig, TrainStream
 from mpp.stream.views import ViewConfig, train_view, view_draws
 
 IDS = np.arange(300, dtype=np.int64)
 STRONG = RandAugment(num_ops=2, magnitude=10)
-UP, DOWN = Draw(1, 0.5, 0.5), Draw(-1, 0.5, 0.5)
+UP, DOWN = OperationDraw(1, 0.5, 0.5), OperationDraw(-1, 0.5, 0.5)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def translated(pixels: Tensor, right: int, down: int) -> Tensor:
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_geometry_is_torchvisions_with_gray_around(pixels: Tensor, sign: int) -> None:
-    draw, slope = Draw(sign, 0, 0), sign * math.degrees(math.atan(0.3))
+    draw, slope = OperationDraw(sign, 0, 0), sign * math.degrees(math.atan(0.3))
     expected = {
         "rotate": F.rotate(pixels, -sign * 30.0, fill=[128.0] * 3),
         "shear_x": sheared(pixels, [slope, 0]),
@@ -106,7 +106,7 @@ def test_cutout_is_a_gray_square_cut_at_the_edge(
 ) -> None:
     expected = pixels.clone()
     expected[:, slice(*rows), slice(*columns)] = 128
-    assert torch.equal(OPERATIONS["cutout"](pixels, 1.0, Draw(1, down, right)), expected)
+    assert torch.equal(OPERATIONS["cutout"](pixels, 1.0, OperationDraw(1, down, right)), expected)
 
 
 def test_at_224_pixels_lengths_are_those_of_big_vision() -> None:
@@ -132,7 +132,7 @@ def test_operations_do_nothing_at_magnitude_0_and_more_at_higher_ones(pixels: Te
 def test_every_operation_takes_any_image_and_leaves_it_as_it_was(name: str, shape: tuple[int, int]) -> None:
     pixels = torch.randint(0, 256, (3, *reversed(shape)), dtype=torch.uint8).transpose(1, 2).flip(-1)
     before = pixels.clone()
-    for draw in (UP, Draw(-1, 0.0, 0.999)):
+    for draw in (UP, OperationDraw(-1, 0.0, 0.999)):
         seen = OPERATIONS[name](pixels, 0.7, draw)
         assert seen.shape == (3, *shape) and seen.dtype == torch.uint8
         assert torch.equal(seen, OPERATIONS[name](before.contiguous(), 0.7, draw))
@@ -142,7 +142,7 @@ def test_every_operation_takes_any_image_and_leaves_it_as_it_was(name: str, shap
 def test_draws_choose_each_operation_and_each_sign(pixels: Tensor) -> None:
     one, count = RandAugment(num_ops=1, magnitude=10), len(OPERATIONS)
     for number, operation in enumerate(OPERATIONS.values()):
-        for sign, draw in ((0.49, Draw(-1, 0.2, 0.7)), (0.5, Draw(1, 0.2, 0.7))):
+        for sign, draw in ((0.49, OperationDraw(-1, 0.2, 0.7)), (0.5, OperationDraw(1, 0.2, 0.7))):
             row = np.array([(number + 0.5) / count, sign, 0.2, 0.7])
             assert torch.equal(rand_augment(pixels, one, row), operation(pixels, 1.0, draw))
 

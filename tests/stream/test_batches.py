@@ -176,13 +176,26 @@ def test_more_bad_samples_than_allowed_end_it(make: Make, capfd: pytest.CaptureF
     with pytest.raises(DataError, match=r"\.tar:\d \(key 00\d\d\): the image cannot be decoded") as caught:
         list(islice(stream, 10))
     stream.close()
-    assert "3 unusable samples, at most 2 for this process" in str(caught.value)
+    assert "3 unusable of the samples read, at most 2 up to here" in str(caught.value)
     assert "fix: mpp verify SHARDS full=true; stream.max_bad_fraction" in str(caught.value)
     assert caught.value.exit_code == 3 and capfd.readouterr().err.count("skipped: ") == 2
 
 
+def test_bad_samples_within_the_share_never_end_a_run_however_long(make: Make) -> None:
+    shards = make(instead={1: NO_IMAGE, 12: NO_IMAGE, 18: NO_IMAGE})
+    stream = open_stream(shards, 0.151, micro_batch=2, rank=1, world=2)  # 3 of 20, met by this rank in some epochs
+    assert len(list(islice(stream, 40 * 5))) == 200
+    assert stream.clock.lap(1.0)[1]["skipped"] > 20
+
+
+def test_a_sample_outside_a_subset_never_takes_the_place_of_a_bad_one(make: Make) -> None:
+    shards = make(instead={12: NO_IMAGE})
+    with pytest.raises(DataError, match="cannot be decoded"):
+        list(islice(open_stream(shards, 0.9, subset=np.array([2, 4, 12, 15])), 2))
+
+
 def test_without_leave_the_first_bad_sample_ends_it(make: Make) -> None:
-    with pytest.raises(DataError, match=r"001\.tar:2 \(key 0012\)(.|\n)*1 unusable samples, at most 0"):
+    with pytest.raises(DataError, match=r"001\.tar:2 \(key 0012\)(.|\n)*1 unusable of the samples read, at most 0"):
         list(islice(open_stream(make(instead={12: NO_IMAGE}), 0.0), 10))
 
 

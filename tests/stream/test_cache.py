@@ -105,7 +105,7 @@ def test_wrong_bytes_are_an_error_that_says_what_came(
     if not known:
         assert cache.fetch(key, url, size, "")
         return
-    with pytest.raises(DataError, match=rf"/1\.tar\?k=\.\.\.: sha256 [0-9a-f]{{64}} instead of {digest}") as caught:
+    with pytest.raises(OSError, match=rf"/1\.tar\?k=\.\.\.: sha256 [0-9a-f]{{64}} instead of {digest}") as caught:
         cache.fetch(key, url, size, digest)
     assert "sesame" not in str(caught.value) and _names(cache) == set()
 

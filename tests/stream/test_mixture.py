@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mpp.errors import ConfigError, DataError
 from mpp.shards.shardset import ShardRecord, ShardSet, fingerprint
 from mpp.stream.loader import StreamConfig, TrainStream
-from mpp.stream.mixture import CYCLE, Draw, MixedOrder, Mixture, Part, as_mixture, mix, open_mixture
+from mpp.stream.mixture import CYCLE, Draw, MixedOrder, Mixture, Part, as_mixture, mixed, open_mixture
 from mpp.stream.reader import ShardReader
 from mpp.stream.views import ViewConfig, eval_view
 
@@ -35,7 +35,7 @@ def described(name: str, sizes: Sequence[int], classes: tuple[str, ...] | None =
 @pytest.fixture
 def mixture() -> Mixture:
     """Sets of 50, 5 and 4000 samples by the weights 5, 1 and 2."""
-    return mix([described(name, sizes) for name, sizes in zip("abc", SIZES, strict=True)], WEIGHTS)
+    return mixed([described(name, sizes) for name, sizes in zip("abc", SIZES, strict=True)], WEIGHTS)
 
 
 def owners(mixture: Mixture, draw: Draw) -> np.ndarray:
@@ -59,12 +59,12 @@ def test_shares_are_those_of_the_weights_and_the_smallest_has_a_place(
     weights: tuple[float, ...], shares: list[int]
 ) -> None:
     sets = [described(str(number), [9]) for number in range(len(weights))]
-    assert mix(sets, weights).shares == shares
+    assert mixed(sets, weights).shares == shares
 
 
 @given(st.lists(st.floats(1e-6, 1e6), min_size=2, max_size=40))
 def test_shares_fill_a_cycle_and_none_is_a_place_from_its_weight(weights: list[float]) -> None:
-    shares = mix([described(str(number), [9]) for number in range(len(weights))], weights).shares
+    shares = mixed([described(str(number), [9]) for number in range(len(weights))], weights).shares
     exact = np.array(weights) / sum(weights) * CYCLE
     assert sum(shares) == CYCLE and min(shares) >= 1
     if exact.min() >= 1:
@@ -127,25 +127,32 @@ def test_every_world_size_reads_the_same_global_batches(mixture: Mixture, world:
 
 def test_classes_are_those_that_all_sets_have() -> None:
     some, same, other = described("a", [9]), described("b", [9]), described("c", [9], ("x", "y", "z"))
-    assert mix([some, same], [1, 1]).classes == ("a", "b")
-    mix([some, same], [1, 1]).require_labels()
-    assert mix([some, other], [1, 1]).classes is None
+    assert mixed([some, same], [1, 1]).classes == ("a", "b")
+    mixed([some, same], [1, 1]).require_labels()
+    assert mixed([some, other], [1, 1]).classes is None
     with pytest.raises(DataError, match=r"different classes \(/data/a: 2, /data/c: 3\)"):
-        mix([some, other], [1, 1]).require_labels()
+        mixed([some, other], [1, 1]).require_labels()
     bare = described("d", [9], None)
-    assert mix([some, bare], [1, 1]).classes is None and as_mixture(bare).classes is None
+    assert mixed([some, bare], [1, 1]).classes is None and as_mixture(bare).classes is None
     with pytest.raises(DataError, match="/data/d: the split train carries no labels"):
-        mix([some, bare], [1, 1]).require_labels()
+        mixed([some, bare], [1, 1]).require_labels()
+
+
+def test_a_large_set_is_fetched_ahead_beside_a_small_one_from_the_start() -> None:
+    large, small = described("large", [8773] * 146), described("small", [5000] * 20)
+    order = mixed([large, small], [1, 1]).order(0, 1024)
+    first = [shard for shard, _ in islice(order.needs(0), 60)]
+    assert sum(shard < 146 for shard in first) > 10
 
 
 def test_impossible_mixtures_are_refused(mixture: Mixture) -> None:
     with pytest.raises(ConfigError, match="/data/a and /data/a: the same shards twice"):
-        mix([mixture.sets[0], mixture.sets[1], mixture.sets[0]], WEIGHTS)
+        mixed([mixture.sets[0], mixture.sets[1], mixture.sets[0]], WEIGHTS)
     for count, message in ((0, "a mixture of no sets"), (CYCLE // 4 + 1, "a mixture of 1025 sets, at most 1024")):
         with pytest.raises(ConfigError, match=message):
-            mix([described(str(number), [9]) for number in range(count)], [1.0] * count)
+            mixed([described(str(number), [9]) for number in range(count)], [1.0] * count)
     with pytest.raises(DataError, match="part 1 of the mixture has no samples"):
-        mix([mixture.sets[0], described("none", [0, 0])], [1, 1]).order(0, 8)
+        mixed([mixture.sets[0], described("none", [0, 0])], [1, 1]).order(0, 8)
     with pytest.raises(DataError, match="4055 samples do not fill one global batch of 4056"):
         mixture.order(0, 4056)
 
@@ -154,17 +161,17 @@ def test_secrets_of_addresses_are_not_shown() -> None:
     shards = described("a", [9])
     secret = ShardSet("https://me:sesame@host/a", "train", shards.shards, shards.classes, shards.fingerprint)
     with pytest.raises(ConfigError, match=r"https://host/a.*twice") as caught:
-        mix([secret, secret], [1, 1])
+        mixed([secret, secret], [1, 1])
     other = described("b", [9], ("x",))
     with pytest.raises(DataError, match=r"https://host/a: 2") as also:
-        mix([secret, other], [1, 1]).require_labels()
+        mixed([secret, other], [1, 1]).require_labels()
     assert "sesame" not in str(caught.value) + str(also.value)
 
 
 def test_the_fingerprint_follows_from_the_sets_their_order_and_weights(mixture: Mixture) -> None:
     a, b, c = mixture.sets
     prints = [
-        mix(sets, weights).fingerprint
+        mixed(sets, weights).fingerprint
         for sets, weights in (
             ([a, b, c], WEIGHTS),
             ([a, b, c], (5, 1, 3)),
@@ -174,7 +181,7 @@ def test_the_fingerprint_follows_from_the_sets_their_order_and_weights(mixture: 
         )
     ]
     assert len(set(prints)) == 5
-    assert mix([a, b, c], (10, 2, 4)).fingerprint == prints[0] and as_mixture(a).fingerprint == a.fingerprint
+    assert mixed([a, b, c], (10, 2, 4)).fingerprint == prints[0] and as_mixture(a).fingerprint == a.fingerprint
 
 
 def test_a_set_of_one_is_read_by_its_own_order_and_several_without_end(mixture: Mixture) -> None:
@@ -205,7 +212,7 @@ def test_a_stream_over_two_sets_gives_their_images_labels_and_epochs(
     uneven: ShardSet, tmp_path: Path, make_tars: Callable[..., Path], index: Callable[..., ShardSet], world: int
 ) -> None:
     small = index(make_tars(tmp_path / "tars", [3, 9], 500), tmp_path / "index")
-    mixture, view = mix([uneven, small], [3, 1]), ViewConfig(crop="none", flip=False)
+    mixture, view = mixed([uneven, small], [3, 1]), ViewConfig(crop="none", flip=False)
     readers, seen = (ShardReader(uneven), ShardReader(small)), Counter[int]()
     for rank in range(world):
         stream = TrainStream(

@@ -13,7 +13,7 @@ import torch
 from mpp.errors import DataError
 from mpp.shards.shardset import ShardSet
 from mpp.stream.loader import StreamConfig, TrainStream
-from mpp.stream.mixture import mix
+from mpp.stream.mixture import mixed
 from mpp.stream.state import StreamState
 from mpp.stream.views import ViewConfig
 
@@ -90,10 +90,10 @@ def test_other_weights_or_one_tar_more_make_another_stream(
     def state(mixture: Any) -> StreamState:
         return open_stream(mixture).state(3)
 
-    first = state(mix([uneven, shards], [1.0, 3.0]))
+    first = state(mixed([uneven, shards], [1.0, 3.0]))
     assert first.lanes == (1, 1) and first.windows == (104, 80)
-    assert "weights" in refusal(open_stream(mix([uneven, shards], [1.0, 2.0])), saved(first))
-    assert open_stream(mix([uneven, shards], [2.0, 6.0])).state(0).resumed(saved(first), "last") == 3
+    assert "weights" in refusal(open_stream(mixed([uneven, shards], [1.0, 2.0])), saved(first))
+    assert open_stream(mixed([uneven, shards], [2.0, 6.0])).state(0).resumed(saved(first), "last") == 3
     small = index(make_tars(tmp_path / "tars", [9, 9]), tmp_path / "two")
     facts = saved(state(small))
     assert "the shards" in refusal(open_stream(index(make_tars(tmp_path / "tars", [9, 9, 1]), tmp_path / "3")), facts)

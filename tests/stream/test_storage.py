@@ -15,7 +15,7 @@ from faulty_server import FaultyServer
 from mpp.errors import DataError
 from mpp.shards.shardset import ShardSet, open_shards, place, read_members, sidecar
 from mpp.stream.cache import NodeCache
-from mpp.stream.reader import ShardReader
+from mpp.stream.reader import BadSample, ShardReader
 from mpp.stream.storage import ShardStorage
 
 Local = Callable[..., ShardSet]
@@ -190,6 +190,29 @@ def test_a_copy_that_goes_is_done_without(local: ShardSet, remote: ShardSet, tmp
     assert storage.fetch(0)
     cache.discard(remote.shards[0].sha256)
     assert storage.read(0, 0, 600) == content(local, 0)[:600] and storage.traffic.misses == 1
+
+
+def test_a_flipped_bit_behind_a_url_spoils_one_sample_with_a_cache_and_without(
+    local: ShardSet, remote: ShardSet, tmp_path: Path, flip: Callable[..., None]
+) -> None:
+    flip(local, 0, 3)
+    cache = NodeCache(tmp_path / "cache", 10**9)
+    with pytest.raises(OSError, match="sha256"):
+        ShardStorage([remote], cache).fetch(0)
+    ids = np.arange(6, dtype=np.int64)
+    for reader in (ShardReader(remote), ShardReader(remote, cache=cache)):
+        assert [isinstance(sample, BadSample) for sample in reader.read_all(ids)] == [False] * 3 + [True] + [False] * 2
+
+
+def test_a_short_copy_is_thrown_away(local: ShardSet, remote: ShardSet, tmp_path: Path) -> None:
+    cache = NodeCache(tmp_path / "cache", 10**9)
+    reader = ShardReader(remote, cache=cache)
+    assert reader.storage.fetch(0) and reader.read(0)
+    reader.close()
+    for copy in (tmp_path / "cache").iterdir():
+        copy.chmod(0o600)
+        os.truncate(copy, copy.stat().st_size // 2)
+    assert reader.read(0) == ShardReader(local).read(0)
 
 
 def test_a_copy_that_rots_is_thrown_away_and_the_shard_asked_for_again(
