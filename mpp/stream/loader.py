@@ -94,7 +94,7 @@ class TrainStream(Iterator[Batch]):
         self.clock, self._fingerprint, self._settings = StallClock(), mixture.fingerprint, settings
         samples = sum(order.num_samples for order in self._order.orders)
         self._skips = self._seen = 0
-        self._share, self._said = samples / world, set[int]()
+        self._share, self._world, self._said = samples / world, world, set[int]()
         cache = settings.node_cache() if mixture.remote else None
         self._reader = ShardReader(*mixture.sets, cache=cache)
         self._fetching = None
@@ -152,9 +152,11 @@ class TrainStream(Iterator[Batch]):
         """Say that a sample was skipped, once; raise ``DataError`` where too many of those that were read are.
 
         An epoch, even one that has only begun, may hold as many as the share allows: bad samples may all come first.
+        One rank of several meets now more and now fewer of them, three standard deviations of that are allowed for.
         """
         self._skips += 1
         most = self._settings.max_bad_fraction * self._share * max(1, math.ceil(self._seen / self._share))
+        most += 3 * math.sqrt(most) if self._world > 1 else 0
         if self._skips > most:
             raise DataError(
                 f"{skip.reason}\n  {self._skips} unusable of the samples read, at most {most:.3g} up to here",

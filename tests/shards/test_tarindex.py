@@ -137,7 +137,9 @@ def test_links_and_devices_are_no_images(tmp_path: Path, jpeg: Callable[[int], b
 def test_the_image_of_several_is_chosen_by_its_extension(tmp_path: Path, jpeg: Callable[[int], bytes]) -> None:
     files = [(f"{number}.{kind}", jpeg(number + len(kind))) for number in range(3) for kind in ("jpg", "seg.png")]
     path = pack(tmp_path / "x.tar", files)
-    with pytest.raises(ConfigError, match=r"x\.tar: 2 images in the sample 0 \(jpg, seg\.png\)\n  fix: image=jpg"):
+    with pytest.raises(
+        ConfigError, match=r"x\.tar: 2 images in the sample 0 \(jpg, seg\.png\)\n  fix: mpp index TARS OUT image=jpg"
+    ):
         indexed(path)
     for kind in ("jpg", "seg.png"):
         result, rows = indexed(path, image=kind)

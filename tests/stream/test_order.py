@@ -1,7 +1,7 @@
 """The order is a partition, the same for every number of processes, another every epoch, and found lazily."""
 
 from collections.abc import Iterator, Sequence
-from itertools import takewhile
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -178,14 +178,14 @@ def test_the_needs_of_an_epoch_are_its_shards_window_by_window(sizes: list[int],
 def check_needs(order: Order, start: int, steps: int, slack: int) -> None:
     """Read ``steps`` global steps from ``start`` on as one who fetches shards ahead by ``needs`` would."""
     needs: Iterator[tuple[int, int]] = order.needs(start)
-    known = list(takewhile(lambda need: need[1] <= start + steps + slack, needs))
-    assert [last for _, last in known] == sorted(last for _, last in known)
+    known = [need for need in islice(needs, 50_000) if need[1] <= start + steps + slack]
     assert known[0][1] >= start
     sizes = np.concatenate([one.sizes for one in order.orders])
     ends = np.cumsum(sizes)
     lasts: dict[int, list[int]] = {}
     for shard, last in known:
         lasts.setdefault(shard, []).append(last)
+    assert all(own == sorted(own) for own in lasts.values())
     drawn = order.draw(range(start, start + steps), 0, 1).ids.reshape(steps, -1)
     for step, ids in enumerate(drawn, start):
         for shard in set(np.searchsorted(ends, ids, side="right").tolist()):
