@@ -191,6 +191,8 @@ def check_needs(order: Order, start: int, steps: int, slack: int) -> None:
     for shard, last in known:
         lasts.setdefault(shard, []).append(last)
     assert all(own == sorted(own) for own in lasts.values())
+    if len(owners) == 1:
+        assert [last for _, last in known] == sorted(last for _, last in known)
     drawn = order.draw(range(start, start + steps), 0, 1).ids.reshape(steps, -1)
     for step, ids in enumerate(drawn, start):
         for shard in set(np.searchsorted(ends, ids, side="right").tolist()):
