@@ -29,7 +29,7 @@ def run(argv: Sequence[str]) -> None:
     options = parse(VerifyOptions, argv, prog="mpp verify", about=ABOUT, positional=("out",))
 
     from mpp.shards.engines import run_tasks
-    from mpp.shards.shardset import verify
+    from mpp.shards.verification import verify
 
     report = verify(options.out, options.full, partial(run_tasks, workers=options.workers))
     print(f"{options.out}: {report.shards} shards, {report.samples:,} samples, {report.bytes:,} bytes")

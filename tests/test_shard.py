@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from mpp.shard import main
-from mpp.shards.shardset import open_shards, verify
+from mpp.shards.shardset import open_shards
+from mpp.shards.verification import verify
 
 
 def test_class_folders_of_real_images(data: Path, tmp_path: Path) -> None:

@@ -1,20 +1,18 @@
-"""The shard format on disk: open a finished set, read its tables, verify it.
+"""The shard format on disk: open a finished set, read its tables and its members.
 
 ``index.json`` names the shards of all splits; ``.mpp/SPLIT/SHARD.json`` is a shard's commit record and
 ``.mpp/SPLIT/SHARD.members`` its table of members. A set may lie behind a URL, and so may each of its shards. Needs
-numpy and nothing heavier, except to decode.
+numpy and nothing heavier.
 """
 
 import hashlib
-import io
 import json
 import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,6 @@ INDEX = "index.json"
 RECORDS = ".mpp"
 ELSEWHERE = f"{RECORDS}/elsewhere"  # records and tables of shards that do not lie in the set
 MEMBER = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4")])
-DECODED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # formats that Pillow decodes by itself
 REBUILD = (
     "run the mpp-shard or mpp index command that wrote it again: it rewrites only what is missing or of another size"
 )
@@ -80,20 +77,10 @@ class ShardSet:
             )
 
 
-@dataclass(frozen=True)
-class VerifyReport:
-    """What was looked at and what is wrong with it, one line a problem."""
-
-    shards: int
-    samples: int
-    bytes: int
-    problems: tuple[str, ...]
-
-
 def sidecar(name: str, kind: str) -> str:
     """Return the name, relative to the root, of the record (``json``) or table (``members``) of the shard ``name``."""
     stem = name.removesuffix(".tar")
-    if _lies_elsewhere(name):
+    if lies_elsewhere(name):
         digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
         return f"{ELSEWHERE}/{digest}-{stem.rpartition('/')[2]}.{kind}"
     return f"{RECORDS}/{stem}.{kind}"
@@ -101,7 +88,7 @@ def sidecar(name: str, kind: str) -> str:
 
 def place(root: str, name: str) -> str:
     """Return the path or URL of what ``name`` is called in the set ``root``."""
-    return name if _lies_elsewhere(name) else f"{root}/{name}"
+    return name if lies_elsewhere(name) else f"{root}/{name}"
 
 
 def is_remote(root: str, shard: ShardRecord) -> bool:
@@ -121,7 +108,7 @@ def how_to_verify(root: str) -> str:
     return "copy the set to a disk, then mpp verify COPY full=true"
 
 
-def _lies_elsewhere(name: str) -> bool:
+def lies_elsewhere(name: str) -> bool:
     return name.startswith("/") or scheme_of(name) is not None
 
 
@@ -135,7 +122,7 @@ def local_root(root: str | Path) -> Path:
 
 def split_names(root: str | Path) -> tuple[str, ...]:
     """Return the splits of a finished set; raise ``DataError`` for a folder that is none."""
-    return tuple(_read_index(_root(root))["splits"])
+    return tuple(read_index(_root(root))["splits"])
 
 
 def open_shards(root: str | Path, split: str) -> ShardSet:
@@ -146,11 +133,11 @@ def open_shards(root: str | Path, split: str) -> ShardSet:
     of samples that are left in it; ``ConfigError`` for URLs that are not read.
     """
     root = _root(root)
-    index = _read_index(root)
+    index = read_index(root)
     if split not in index["splits"]:
         known = ", ".join(index["splits"]) or "none"
         raise DataError(f"{shown(root)}: no split {split!r}, it has {known}", fix="name one")
-    shards = tuple(_record(entry) for entry in index["shardlist"] if entry["split"] == split)
+    shards = tuple(record_of(entry) for entry in index["shardlist"] if entry["split"] == split)
     problems = [f"{name}: twice in {INDEX}" for name, count in Counter(one.name for one in shards).items() if count > 1]
     problems += [problem for shard in shards for problem in check_size(root, shard)]
     if problems:
@@ -170,7 +157,7 @@ def fingerprint(shards: Iterable[ShardRecord]) -> str:
 
 
 def _identity(shard: ShardRecord) -> list[str | int]:
-    if _lies_elsewhere(shard.name):
+    if lies_elsewhere(shard.name):
         return [shard.name.rpartition("/")[2], shard.samples, shard.sha256, shard.layout_hash]
     return [shard.name, shard.samples, shard.sha256]
 
@@ -180,7 +167,7 @@ def read_members(shards: ShardSet, shard: int) -> npt.NDArray[np.void]:
 
     Raises ``DataError`` where it is missing or of another size.
     """
-    return _read_table(shards.root, shards.shards[shard])
+    return read_table(shards.root, shards.shards[shard])
 
 
 def read_payload(descriptor: int, member: tuple[int, int, int], where: str, root: str) -> bytes:
@@ -190,11 +177,19 @@ def read_payload(descriptor: int, member: tuple[int, int, int], where: str, root
     """
     offset, size, crc32 = member
     payload = os.pread(descriptor, size, offset)
-    if len(payload) == size and zlib.crc32(payload) == crc32:
+    wrong = damage(payload, size, crc32)
+    if not wrong:
         return payload
-    seen = f"{len(payload)} bytes" if len(payload) != size else f"CRC {zlib.crc32(payload):08x}"
-    expected = f"expected {size} bytes with CRC {crc32:08x} (offset {offset})"
-    raise DataError(f"{where} is damaged: {seen}, {expected}", fix=f"mpp verify {root} full=true")
+    raise DataError(f"{where} is damaged: {wrong} (offset {offset})", fix=f"mpp verify {root} full=true")
+
+
+def damage(payload: bytes | memoryview, size: int, crc32: int) -> str:
+    """Return how the bytes of a member differ from what was written: nothing where they do not."""
+    found = zlib.crc32(payload)
+    if len(payload) == size and found == crc32:
+        return ""
+    seen = f"{len(payload)} bytes" if len(payload) != size else f"CRC {found:08x}"
+    return f"{seen}, expected {size} bytes with CRC {crc32:08x}"
 
 
 def check_size(root: str, shard: ShardRecord) -> list[str]:
@@ -210,7 +205,7 @@ def check_size(root: str, shard: ShardRecord) -> list[str]:
     left = ""
     if size < shard.bytes:
         try:
-            table = _read_table(root, shard)
+            table = read_table(root, shard)
             ends = (table["offset"] + table["size"]).max(axis=1)
             left = f"{int((ends <= size).sum())} of {shard.samples} samples, "
         except DataError:
@@ -235,75 +230,6 @@ def _check_last(root: str, shard: ShardRecord) -> list[str]:
     return []
 
 
-def verify(root: Path, full: bool, map_shards: Callable[..., Iterator[list[str]]] = map) -> VerifyReport:
-    """Compare a set with its records: sizes and counts, and with ``full`` every hash, CRC and image.
-
-    ``map_shards(function, shards)`` runs the checks, by default here. Raises ``DataError`` for a folder that is
-    no finished set.
-    """
-    root = local_root(root)
-    shards = [_record(entry) for entry in _read_index(str(root))["shardlist"]]
-    names = {shard.name if _lies_elsewhere(shard.name) else Path(shard.name).name for shard in shards}
-    doubles = len(shards) - len(names)
-    problems = [f"{doubles} shard names occur twice"] if doubles else []
-    listed = {shard.name for shard in shards}
-    found_tars = sorted(path.relative_to(root).as_posix() for path in root.glob("*/*.tar"))
-    problems += [f"{name}: not in {INDEX}" for name in found_tars if name not in listed]
-    for found in map_shards(partial(check_shard, str(root), full), shards):
-        problems += found
-    total = sum(shard.bytes for shard in shards)
-    return VerifyReport(len(shards), sum(shard.samples for shard in shards), total, tuple(sorted(problems)))
-
-
-def check_shard(root: str, full: bool, shard: ShardRecord) -> list[str]:
-    """Return every problem of one shard, a line each."""
-    problems = check_size(root, shard)
-    try:
-        commit = json.loads(_read_file(place(root, sidecar(shard.name, "json"))))
-        if _record(commit) != shard:
-            problems.append(f"{shard.name}: commit record and {INDEX} differ")
-        table = _read_table(root, shard)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return [*problems, f"{shard.name}: commit record cannot be read, {error}"]
-    except DataError as error:
-        return [*problems, str(error)]
-    if problems or not full:
-        return problems
-    try:
-        data = _read_file(place(root, shard.name))
-    except OSError as error:
-        return [f"{shard.name}: cannot be read, {error.strerror}"]
-    if hashlib.sha256(data).hexdigest() != shard.sha256:
-        problems.append(f"{shard.name}: sha256 differs from its record")
-    for sample in range(shard.samples):
-        problems += _check_sample(data, shard, table, sample)
-    return problems
-
-
-def _check_sample(data: bytes, shard: ShardRecord, table: npt.NDArray[np.void], sample: int) -> list[str]:
-    """Compare one sample's members with their CRCs and parse them; decode its image."""
-    from PIL import Image
-
-    key = "?"
-    try:
-        for extension, member in zip(shard.members, table[sample], strict=True):
-            begin = int(member["offset"])
-            header, payload = data[begin - 512 : begin], data[begin : begin + int(member["size"])]
-            key, _, suffix = header[:100].rstrip(b"\0").decode(errors="replace").rpartition("/")[2].partition(".")
-            named = _lies_elsewhere(shard.name) or suffix == extension  # others name images as they like
-            if not named or zlib.crc32(payload) != int(member["crc32"]):
-                return [f"{shard.name}: sample {sample} (key {key}): {extension} differs from its record"]
-            if extension == "cls":
-                int(payload)
-            elif extension == "json":
-                json.loads(payload)
-            else:
-                Image.open(io.BytesIO(payload), formats=DECODED).load()
-    except Exception as error:  # whatever a decoder raises on damaged bytes is the finding
-        return [f"{shard.name}: sample {sample} (key {key}): {type(error).__name__}: {error}"]
-    return []
-
-
 def _root(root: str | Path) -> str:
     """Return ``root`` without slashes at its end; raise ``ConfigError`` for URLs that are not read."""
     scheme = scheme_of(str(root))
@@ -314,11 +240,11 @@ def _root(root: str | Path) -> str:
     return str(root).rstrip("/")
 
 
-def _read_index(root: str) -> dict[str, Any]:
+def read_index(root: str) -> dict[str, Any]:
     """Read ``index.json``; raise ``DataError`` where it is missing or not ours."""
     file = place(root, INDEX)
     try:
-        index = json.loads(_read_file(file))
+        index = json.loads(read_file(file))
     except OSError as error:
         started = scheme_of(root) is None and os.path.exists(place(root, f"{RECORDS}/layout.json"))
         why = "sharding has not finished" if started else f"no shards here, {INDEX}: {error.strerror}"
@@ -330,12 +256,12 @@ def _read_index(root: str) -> dict[str, Any]:
     return index
 
 
-def _read_file(where: str) -> bytes:
+def read_file(where: str) -> bytes:
     """Return what a path or a URL holds; raise ``OSError``."""
     return Path(where).read_bytes() if scheme_of(where) is None else read_url(where)
 
 
-def _record(entry: dict[str, Any]) -> ShardRecord:
+def record_of(entry: dict[str, Any]) -> ShardRecord:
     """Read a shard's record from an entry of the index or from its commit record."""
     return ShardRecord(
         name=entry.get("url") or entry["name"],
@@ -348,10 +274,10 @@ def _record(entry: dict[str, Any]) -> ShardRecord:
     )
 
 
-def _read_table(root: str, shard: ShardRecord) -> npt.NDArray[np.void]:
+def read_table(root: str, shard: ShardRecord) -> npt.NDArray[np.void]:
     path = place(root, sidecar(shard.name, "members"))
     try:
-        raw = _read_file(path)
+        raw = read_file(path)
     except OSError as error:
         raise DataError(f"{shown(path)}: {error.strerror}", fix=REBUILD) from None
     expected = shard.samples * len(shard.members) * MEMBER.itemsize

@@ -1,13 +1,12 @@
 """Samples of a micro-batch out of tars: found through the members' tables, read shard by shard, checked by CRC."""
 
-import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mpp.errors import DataError
-from mpp.shards.shardset import ShardSet, how_to_verify, is_remote
+from mpp.shards.shardset import ShardSet, damage, how_to_verify, is_remote
 from mpp.stream.cache import NodeCache
 from mpp.stream.order import Ints
 from mpp.stream.storage import ShardStorage
@@ -148,10 +147,9 @@ class ShardReader:
 
     def _checked(self, shard: int, row: int, name: str, payload: memoryview, size: int, crc32: int) -> memoryview:
         """Return a member's bytes; raise ``BadSample`` where they are not those that were written."""
-        if len(payload) == size and zlib.crc32(payload) == crc32:
+        wrong = damage(payload, size, crc32)
+        if not wrong:
             return payload
-        seen = f"{len(payload)} bytes" if len(payload) != size else f"CRC {zlib.crc32(payload):08x}"
-        expected = f"expected {size} bytes with CRC {crc32:08x}"
         sample_id = int(self._starts[shard]) + row
-        message = f"{self.where(sample_id)}: the {name} member is damaged: {seen}, {expected}"
+        message = f"{self.where(sample_id)}: the {name} member is damaged: {wrong}"
         raise BadSample(message, fix=self.fix(sample_id))

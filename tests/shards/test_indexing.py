@@ -21,7 +21,8 @@ import webdataset
 from mpp.errors import ConfigError, DataError
 from mpp.shards.indexing import index_tars, is_indexed, open_any, plan_index
 from mpp.shards.near_duplicates import Samples
-from mpp.shards.shardset import ShardSet, open_shards, read_members, verify
+from mpp.shards.shardset import ShardSet, open_shards, read_members
+from mpp.shards.verification import verify
 from mpp.stream.reader import ShardReader
 
 INDEX_IT = (

@@ -18,7 +18,8 @@ from mpp.shards.likeness import Hashes
 from mpp.shards.near_duplicates import TABLE, Samples, hash_shard, rank_groups, report_near_duplicates
 from mpp.shards.options import ShardOptions
 from mpp.shards.sharding import shard_corpus
-from mpp.shards.shardset import ShardSet, verify
+from mpp.shards.shardset import ShardSet
+from mpp.shards.verification import verify
 
 Hashed = tuple[str, Hashes]
 

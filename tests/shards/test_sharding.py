@@ -22,7 +22,8 @@ from mpp.errors import ConfigError, DataError
 from mpp.shards.engines import Ray, Slurm
 from mpp.shards.options import FinalizeOptions, PlanOptions, RunOptions, ShardOptions
 from mpp.shards.sharding import finalize_shards, plan_shards, run_shards, shard_corpus
-from mpp.shards.shardset import open_shards, verify
+from mpp.shards.shardset import open_shards
+from mpp.shards.verification import verify
 
 Corpus = Callable[..., Path]
 

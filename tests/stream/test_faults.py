@@ -22,7 +22,8 @@ from faulty_server import ALWAYS, FaultyServer
 
 from mpp.config import resolve
 from mpp.errors import DataError, HangError, exit_code_of
-from mpp.shards.shardset import ShardSet, open_shards, place, read_members, verify
+from mpp.shards.shardset import ShardSet, open_shards, place, read_members
+from mpp.shards.verification import verify
 from mpp.stream.batches import Batch
 from mpp.stream.loader import StreamConfig, TrainStream
 from mpp.stream.reader import ShardReader
