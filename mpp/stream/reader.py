@@ -1,7 +1,8 @@
 """Samples of a micro-batch out of tars: found through the members' tables, read shard by shard, checked by CRC."""
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,6 +28,24 @@ class Sample(NamedTuple):
     label: int | None
 
 
+class Span(NamedTuple):
+    """A stretch of a tar that is read at once, and how many rows of the table of members lie in it."""
+
+    begin: int
+    size: int
+    rows: int
+
+
+class Part(NamedTuple):
+    """What is wanted of one shard: rows, members by name, where they are (offset, size, crc32), and what to read."""
+
+    shard: int
+    rows: list[int]
+    names: list[str]
+    members: list[list[tuple[int, int, int]]]
+    spans: list[Span]
+
+
 class ShardReader:
     """Random access to the samples of one set or several, by their running number; may be pickled and forked."""
 
@@ -48,19 +67,19 @@ class ShardReader:
     def read_all(self, ids: Ints) -> list[Sample | BadSample]:
         """Return the samples with these ids [n], in their order; raise ``DataError`` where a shard cannot be read.
 
-        Every shard is looked at once, and samples that lie close together in it are read at once.
+        Samples that lie close together are read at once; what comes over a network is asked for at the same time.
         """
         assert len(ids) == 0 or (ids.min() >= 0 and ids.max() < self.samples), ids
         found: list[Sample | BadSample] = [BadSample("not read")] * len(ids)
-        order = np.argsort(ids, kind="stable")
-        shards = np.searchsorted(self._ends, ids[order], side="right")
-        for places in np.split(order, np.flatnonzero(np.diff(shards)) + 1) if len(ids) else ():
-            shard = int(np.searchsorted(self._ends, ids[places[0]], side="right"))
-            rows = ids[places] - self._starts[shard]
-            samples = list(self._read_rows(shard, rows))
-            if any(isinstance(sample, BadSample) for sample in samples) and self.storage.forget_copy(shard):
-                samples = list(self._read_rows(shard, rows))  # the copy may have been wrong, and not the shard
-            for place, sample in zip(places.tolist(), samples, strict=True):
+        places = self._by_shard(ids)
+        parts = [self._part(shard, ids[own] - self._starts[shard]) for shard, own in places.items()]
+        data = iter(self._read_spans(parts))
+        for part, own in zip(parts, places.values(), strict=True):
+            samples = [self._sample(members) for members in self._members(part, islice(data, len(part.spans)))]
+            if any(isinstance(sample, BadSample) for sample in samples) and self.storage.forget_copy(part.shard):
+                # the copy may have been wrong, and not the shard
+                samples = [self._sample(members) for members in self._members(part, self._read_spans([part]))]
+            for place, sample in zip(own.tolist(), samples, strict=True):
                 found[place] = sample
         return found
 
@@ -71,13 +90,13 @@ class ShardReader:
         labels: list[int] = []
         for shard, owned in enumerate(self.storage.shards):
             if owned.record.samples:
-                rows = np.arange(owned.record.samples, dtype=np.int64)
-                column = owned.record.members.index("cls")
-                members = self.storage.members(shard, rows)[:, [column]]
                 # A request for each label would take hours: whole stretches come, images and all.
                 gap = SPAN if is_remote(owned.owner.root, owned.record) else 0
-                for row, (label,) in enumerate(self._payloads(shard, members, gap=gap)):
-                    labels.append(int(self._checked(shard, row, "cls", label, *members[row, 0].item()[1:])))
+                part = self._part(shard, np.arange(owned.record.samples, dtype=np.int64), ["cls"], gap)
+                for members in self._members(part, self._read_spans([part])):
+                    if isinstance(members, BadSample):
+                        raise members
+                    labels.append(int(members[0]))
         return np.array(labels, np.int64)
 
     def neighbour(self, sample_id: int, distance: int) -> int:
@@ -114,42 +133,64 @@ class ShardReader:
         """Close every shard; reading opens them again."""
         self.storage.close()
 
-    def _read_rows(self, shard: int, rows: Ints) -> Iterator[Sample | BadSample]:
-        """Yield the samples in these ascending rows of one shard."""
+    def _by_shard(self, ids: Ints) -> dict[int, Ints]:
+        """Return by shard the places in ``ids`` of what it holds, in the order of its rows."""
+        order = np.argsort(ids, kind="stable")
+        shards = np.searchsorted(self._ends, ids[order], side="right")
+        groups = np.split(order, np.flatnonzero(np.diff(shards)) + 1) if len(ids) else []
+        return {self.locate(int(ids[places[0]]))[0]: places for places in groups}
+
+    def _part(self, shard: int, rows: Ints, names: list[str] | None = None, gap: int = GAP) -> Part:
+        """Look up the members ``names``, by default those that make a sample, of ascending rows of a shard.
+
+        Up to ``gap`` bytes between them are read along.
+        """
         extensions = self.storage.shards[shard].record.members
-        names = [next(name for name in extensions if name not in ("cls", "json"))]
-        names += ["cls"] if self.labelled else []
-        members = self.storage.members(shard, rows)[:, [extensions.index(name) for name in names]]
-        payloads = self._payloads(shard, members, gap=GAP)
-        for row, entries, parts in zip(rows.tolist(), members.tolist(), payloads, strict=True):
-            try:
-                for name, part, (_, size, crc32) in zip(names, parts, entries, strict=True):
-                    self._checked(shard, row, name, part, size, crc32)
-                yield Sample(parts[0], int(parts[1]) if self.labelled else None)
-            except BadSample as error:
-                yield error
+        if names is None:
+            names = [next(name for name in extensions if name not in ("cls", "json"))]
+            names += ["cls"] if self.labelled else []
+        members = self.storage.members(shard, rows)[:, [extensions.index(name) for name in names]].tolist()
+        return Part(shard, rows.tolist(), names, members, list(_spans(members, gap)))
 
-    def _payloads(self, shard: int, members: np.ndarray[Any, Any], *, gap: int) -> Iterator[list[memoryview]]:
-        """Yield the bytes of ``members`` [n, columns] of a shard, row by row; up to ``gap`` bytes are read along."""
-        entries = members.tolist()
-        bounds = [(min(at for at, _, _ in row), max(at + size for at, size, _ in row)) for row in entries]
-        index = 0
-        while index < len(entries):
-            (begin, end), first = bounds[index], index
-            while index < len(entries):
-                low, high = bounds[index]
-                if index > first and not (begin <= low <= end + gap and high <= begin + SPAN):
-                    break
-                end, index = max(end, high), index + 1
-            data = memoryview(self.storage.read(shard, begin, end - begin))
-            for row in entries[first:index]:
-                yield [data[at - begin : at - begin + size] for at, size, _ in row]
+    def _read_spans(self, parts: Iterable[Part]) -> list[bytes]:
+        return self.storage.read_all([(part.shard, span.begin, span.size) for part in parts for span in part.spans])
 
-    def _checked(self, shard: int, row: int, name: str, payload: memoryview, size: int, crc32: int) -> memoryview:
-        """Return a member's bytes; raise ``BadSample`` where they are not those that were written."""
-        wrong = damage(payload, size, crc32)
-        if not wrong:
-            return payload
-        sample_id = int(self._starts[shard]) + row
-        message = f"{self.where(sample_id)}: the {name} member is damaged: {wrong}"
-        raise BadSample(message, fix=self.fix(sample_id))
+    def _sample(self, members: list[memoryview] | BadSample) -> Sample | BadSample:
+        if isinstance(members, BadSample):
+            return members
+        return Sample(members[0], int(members[1]) if self.labelled else None)
+
+    def _members(self, part: Part, data: Iterable[bytes]) -> Iterator[list[memoryview] | BadSample]:
+        """Cut the bytes of a part's spans into its members, row by row; ``BadSample`` where they are damaged."""
+        row = 0
+        for span, stretch in zip(part.spans, data, strict=True):
+            whole = memoryview(stretch)
+            for entries in part.members[row : row + span.rows]:
+                found = [whole[at - span.begin : at - span.begin + size] for at, size, _ in entries]
+                yield self._damage(part, row, found) or found
+                row += 1
+
+    def _damage(self, part: Part, row: int, found: list[memoryview]) -> BadSample | None:
+        """Return what is to be said where the members of the part's row are not those that were written."""
+        for name, payload, (_, size, crc32) in zip(part.names, found, part.members[row], strict=True):
+            wrong = damage(payload, size, crc32)
+            if wrong:
+                sample_id = int(self._starts[part.shard]) + part.rows[row]
+                message = f"{self.where(sample_id)}: the {name} member is damaged: {wrong}"
+                return BadSample(message, fix=self.fix(sample_id))
+        return None
+
+
+def _spans(members: list[list[tuple[int, int, int]]], gap: int) -> Iterator[Span]:
+    """Yield the stretches to read for rows of members: at most ``SPAN`` bytes where one row is not longer."""
+    bounds = [(min(at for at, _, _ in row), max(at + size for at, size, _ in row)) for row in members]
+    first = 0
+    while first < len(bounds):
+        (begin, end), last = bounds[first], first + 1
+        while last < len(bounds):
+            low, high = bounds[last]
+            if not (begin <= low <= end + gap and high <= begin + SPAN):
+                break
+            end, last = max(end, high), last + 1
+        yield Span(begin, end - begin, last - first)
+        first = last

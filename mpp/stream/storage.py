@@ -5,6 +5,7 @@ import os
 import resource
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from mpp.sources.remote import read_range, scheme_of
 from mpp.stream.cache import NodeCache
 from mpp.stream.order import Ints
 
+AT_ONCE = 16  # requests
 MOST_OPEN = 512  # shards: 64 lanes with windows of 8 shards need as many at once
 
 
@@ -74,6 +76,24 @@ class ShardStorage:
 
     def read(self, number: int, offset: int, size: int) -> bytes:
         """Return ``size`` bytes of a tar from ``offset`` on, fewer where a file ends; raise ``DataError``."""
+        return self.read_all([(number, offset, size)])[0]
+
+    def read_all(self, ranges: Sequence[tuple[int, int, int]]) -> list[bytes]:
+        """Return the bytes of each (number, offset, size), fewer where a file ends; raise ``DataError``.
+
+        What comes over a network is asked for at the same time.
+        """
+        pool = ThreadPoolExecutor(AT_ONCE)  # starts threads for requests alone
+        try:
+            begun = [self._begin(pool, *one) for one in ranges]
+            data = [one if isinstance(one, bytes) else one.result() for one in begun]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        self.traffic.bytes += sum(map(len, data))
+        return data
+
+    def _begin(self, pool: ThreadPoolExecutor, number: int, offset: int, size: int) -> "bytes | Future[bytes]":
+        """Read from a file, or hand the request for a range to the pool."""
         shard, descriptor = self.shards[number], self._tars.get(number)
         if descriptor is None:
             descriptor = self._open_tar(number, shard)
@@ -81,16 +101,13 @@ class ShardStorage:
             self._tars.move_to_end(number)
         if descriptor is None:
             self.traffic.misses += 1
-            data = self._request(shard, offset, size)
-        else:
-            self.traffic.hits += number in self._copies
-            try:
-                data = os.pread(descriptor, size, offset)
-            except OSError as error:
-                fix = "look at the disk, then the same command"
-                raise DataError(f"{self.where(number)}, byte {offset}: {error.strerror}", fix=fix) from None
-        self.traffic.bytes += len(data)
-        return data
+            return pool.submit(self._request, shard, offset, size)
+        self.traffic.hits += number in self._copies
+        try:
+            return os.pread(descriptor, size, offset)
+        except OSError as error:
+            fix = "look at the disk, then the same command"
+            raise DataError(f"{self.where(number)}, byte {offset}: {error.strerror}", fix=fix) from None
 
     def members(self, number: int, rows: Ints) -> np.ndarray[Any, Any]:
         """Return the members [rows, columns] of a shard's samples, dtype ``MEMBER``; raise ``DataError``."""

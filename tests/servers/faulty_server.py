@@ -19,6 +19,7 @@ pattern that fits and has one left; when they are used up, the server is well. `
     "page"             a login page that is said to be a tar
     "stall"            the headers and ten bytes, then nothing until the server ends
     "slow"             half a second passes first
+    "meet"             no answer before the ``meeting`` is complete: that many requests at once, or else status 500
 """
 
 import itertools
@@ -58,6 +59,7 @@ class FaultyServer(ThreadingHTTPServer):
         self.requests: list[Request] = []
         self.connections = 0
         self.ended = threading.Event()
+        self.meeting = threading.Barrier(2)
         self._lock = threading.Lock()
         self._faults: list[tuple[str, Iterator[str]]] = []
         for pattern, kinds in (faults or {}).items():
@@ -115,6 +117,11 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.server.note(path, self.headers.get("Range", ""))
         if fault == "slow":
             time.sleep(0.5)
+        if fault == "meet":
+            try:
+                self.server.meeting.wait(10)
+            except threading.BrokenBarrierError:
+                fault = "500"
         file = self.server.folder / path
         if fault.isdigit():
             self._answer(int(fault), b"there is nothing to see here")

@@ -250,5 +250,5 @@ def test_an_error_that_nobody_expected_says_where_in_its_traceback(make: Make, w
         list(islice(stream, 10))
     told = "".join(traceback.format_exception(caught.value))
     assert re.search(r"in a batch that begins with /.*/00\d\.tar:\d+ \(key 00\d\d\)", told)
-    assert "_read_rows" in told, "the traceback is that of the worker"
+    assert "_sample" in told, "the traceback is that of the worker"
     assert multiprocessing.active_children() == []

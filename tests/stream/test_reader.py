@@ -3,11 +3,14 @@
 import os
 import pickle
 import tarfile
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from faulty_server import ALWAYS, FaultyServer
 
 from mpp.errors import DataError
 from mpp.shards.shardset import ShardSet, open_shards, read_members
@@ -91,3 +94,26 @@ def test_only_so_many_shards_stay_open(shards: ShardSet, monkeypatch: pytest.Mon
     images = [reader.read(sample_id)[0] for sample_id in range(NUM_SAMPLES)]
     assert len(os.listdir("/proc/self/fd")) == before + 4  # two tars and their tables
     assert images == all_from_tars(shards, ".jpg")
+
+
+def test_a_micro_batch_asks_a_server_for_all_its_ranges_at_once(
+    faulty_server: FaultyServer, make_set: Callable[..., ShardSet]
+) -> None:
+    local = make_set(faulty_server.folder, "folders")
+    remote = replace(open_shards(faulty_server.url("set"), "train"), root=faulty_server.url("set"))
+    ids = np.array([0, 11, 22, 35, 12])  # four shards; 11 and 12 lie side by side
+    reader = ShardReader(remote)
+    reader.read_all(ids)  # the tables are here after this
+    faulty_server.meeting = threading.Barrier(4)
+    faulty_server.add_faults("*.tar", ["meet"] * 4)
+    assert [sample.image for sample in reader.read_all(ids)] == [ShardReader(local).read(one).image for one in ids]
+
+
+def test_one_range_of_several_that_never_comes_is_named(
+    faulty_server: FaultyServer, make_set: Callable[..., ShardSet]
+) -> None:
+    make_set(faulty_server.folder, "folders")
+    remote = replace(open_shards(faulty_server.url("set"), "train"), root=faulty_server.url("set"))
+    faulty_server.add_faults("*000002.tar", ALWAYS("404"))
+    with pytest.raises(DataError, match=r"train-000002\.tar.*404"):
+        ShardReader(remote).read_all(np.array([0, 11, 22, 35]))
