@@ -14,6 +14,7 @@ from faulty_server import ALWAYS, FaultyServer
 
 from mpp.errors import DataError
 from mpp.shards.shardset import ShardSet, open_shards, read_members
+from mpp.sources import remote as remote_module
 from mpp.stream import storage as storage_module
 from mpp.stream.reader import ShardReader
 
@@ -97,8 +98,9 @@ def test_only_so_many_shards_stay_open(shards: ShardSet, monkeypatch: pytest.Mon
 
 
 def test_a_micro_batch_asks_a_server_for_all_its_ranges_at_once(
-    faulty_server: FaultyServer, make_set: Callable[..., ShardSet]
+    faulty_server: FaultyServer, make_set: Callable[..., ShardSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(remote_module, "STALL_SECONDS", 30.0)  # a request tried again would come to the meeting, too
     local = make_set(faulty_server.folder, "folders")
     remote = replace(open_shards(faulty_server.url("set"), "train"), root=faulty_server.url("set"))
     ids = np.array([0, 11, 22, 35, 12])  # four shards; 11 and 12 lie side by side
@@ -106,7 +108,9 @@ def test_a_micro_batch_asks_a_server_for_all_its_ranges_at_once(
     reader.read_all(ids)  # the tables are here after this
     faulty_server.meeting = threading.Barrier(4)
     faulty_server.add_faults("*.tar", ["meet"] * 4)
+    asked = faulty_server.asked("*.tar")
     assert [sample.image for sample in reader.read_all(ids)] == [ShardReader(local).read(one).image for one in ids]
+    assert faulty_server.asked("*.tar") == asked + 4
 
 
 def test_one_range_of_several_that_never_comes_is_named(
