@@ -11,12 +11,15 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field
 
 from mpp.config import config
 from mpp.errors import ConfigError, DataError
 from mpp.evaluation.finetune import SCRATCH, Finetuning, TransferConfig, TransferRecipe
 from mpp.evaluation.statistics import Difference, Summary, paired_difference, summarise
+from mpp.model.encoders import build_encoder
+from mpp.model.families import VitConfig, is_resnet
 from mpp.model.tasks import ClassificationConfig, MaskedPatchesConfig
 from mpp.shards.indexing import open_any
 from mpp.training.devices import open_accelerator
@@ -44,6 +47,9 @@ class CompareConfig:
         (None,), min_length=1, description="labelled images of each class; null: all"
     )
     test_split: str = Field("test", description="split to evaluate, every image once")
+    supervised_vit: VitConfig | None = Field(
+        None, description="another network for the supervised arm, such as a ResNet; null: that of pretrain"
+    )
     pretrain: PretrainRecipe = PretrainRecipe()
     transfer: TransferRecipe = TransferRecipe()
 
@@ -102,6 +108,11 @@ def _possible_arms(settings: CompareConfig) -> tuple[tuple[Arm, ...], list[str]]
             f"pretrain.task.kind is {settings.pretrain.task.kind}, the masked arm needs masked_patches",
             fix="pretrain.task.kind=masked_patches, or arms without masked",
         )
+    if "masked" in settings.arms and is_resnet(settings.pretrain.vit):
+        raise ConfigError(
+            f"pretrain.vit.name: {settings.pretrain.vit.name} has no patch tokens, the masked arm needs them",
+            fix="arms without masked, or supervised_vit for a ResNet in the supervised arm alone",
+        )
     if settings.pretrain.precision != settings.transfer.precision:
         raise ConfigError(
             f"pretrain.precision is {settings.pretrain.precision}, transfer.precision {settings.transfer.precision}",
@@ -112,10 +123,14 @@ def _possible_arms(settings: CompareConfig) -> tuple[tuple[Arm, ...], list[str]]
     shards = open_any(settings.shards, "train")
     if "supervised" not in settings.arms:
         return settings.arms, []
+    notes = []
+    if settings.supervised_vit is not None:
+        with torch.device("meta"):
+            build_encoder(settings.supervised_vit)
+        notes.append(f"the supervised arm is another network, {settings.supervised_vit.name}, than the others")
     if shards.classes is not None:
-        return settings.arms, [
-            f"supervised pretraining saw the labels of all {shards.samples:,} images, also those held out for its rate"
-        ]
+        seen = f"supervised pretraining saw the labels of all {shards.samples:,} images"
+        return settings.arms, [*notes, f"{seen}, also those held out for its rate"]
     note = f"supervised pretraining is left out: {settings.shards} carries no labels"
     rest = tuple(arm for arm in settings.arms if arm != "supervised")
     if not rest:
@@ -187,9 +202,9 @@ class _Parts:
 
     def _pretrain(self, arm: Arm, seed: int) -> None:
         recipe = self.settings.pretrain
-        # The masked arm is the recipe as written; the supervised arm differs in its task alone.
-        task = recipe.task if arm == "masked" else ClassificationConfig()
-        values = _values(recipe) | {"task": task, "seed": seed}
+        values = _values(recipe) | {"seed": seed}
+        if arm == "supervised":  # it differs in its task alone, unless another network is asked for
+            values |= {"task": ClassificationConfig(), "vit": self.settings.supervised_vit or recipe.vit}
         pretrain(PretrainConfig(shards=self.settings.shards, out=str(_run_folder(self.settings, arm, seed)), **values))
 
     def _transfer(self, arm: Arm, labels: int | None, seed: int) -> None:

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mpp.config import config, dump
 from mpp.errors import CheckpointError, DataError, DiskError, NumericsError
 from mpp.evaluation.labels import choose_labels, labelled_shards, read_labels, split_held_out
+from mpp.model.encoders import Encoder, build_encoder
 from mpp.model.mixing import Mixing
 from mpp.model.tasks import Classification, StepOutput, zero_linear
 from mpp.model.vit import Interpolation, Vit, VitConfig, resize_positions
@@ -267,16 +268,17 @@ class Finetuning:
         )
 
 
-def load_vit(settings: TransferConfig, backbone: Backbone | None) -> Vit:
-    """Return the ViT to fine-tune, at the transfer's resolution: the backbone's weights, or fresh ones without one."""
+def load_vit(settings: TransferConfig, backbone: Backbone | None) -> Encoder:
+    """Return the network to fine-tune, at the transfer's resolution; without a backbone its weights are fresh."""
     config = settings.vit if backbone is None else backbone.vit
-    vit = Vit(replace(config, image_size=settings.image_size or config.image_size))
+    vit = build_encoder(replace(config, image_size=settings.image_size or config.image_size))
     if backbone is None:
         return vit
-    old_grid = (config.image_size[0] // vit.patch[0], config.image_size[1] // vit.patch[1])
     weights = dict(backbone.weights)
     try:
-        weights["pos_embed"] = resize_positions(weights["pos_embed"], old_grid, vit.grid, settings.interpolation)
+        if isinstance(vit, Vit):
+            old_grid = (config.image_size[0] // vit.patch[0], config.image_size[1] // vit.patch[1])
+            weights["pos_embed"] = resize_positions(weights["pos_embed"], old_grid, vit.grid, settings.interpolation)
         vit.timm.load_state_dict(weights)
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"{settings.backbone} does not hold the weights of its own settings: {error}") from error
@@ -285,9 +287,9 @@ def load_vit(settings: TransferConfig, backbone: Backbone | None) -> Vit:
 
 def flops_per_image(settings: VitConfig, num_classes: int) -> float:
     """Count the floating-point operations of a forward and backward pass of one image (torch's counter)."""
-    vit = Vit(settings)
-    # On the device without memory: the same figure for every device, and nothing is computed.
-    task = Classification(vit, zero_linear(vit.width, num_classes), Mixing(), seed=0).to("meta")
+    with torch.device("meta"):  # without memory: the same figure for every device, and nothing is computed
+        vit = build_encoder(settings)
+        task = Classification(vit, zero_linear(vit.width, num_classes), Mixing(), seed=0)
     image = torch.zeros(1, 3, *settings.image_size, dtype=torch.uint8, device="meta")
     zero = torch.zeros(1, dtype=torch.int64, device="meta")
     with FlopCounterMode(display=False) as counter:

@@ -7,14 +7,14 @@ Shapes: B images, N patches, grid (h, w).
 import torch
 from torch import Tensor
 
-from mpp.model.masking import RandomMask
+from mpp.model.masking import Mask
 from mpp.model.targets import color_classes, cut_patches, uniform_loss
 
 _SIGMA = 1.0  # width of the Gaussian in patches; the nearest neighbours dominate
 
 
 def trivial_baselines(
-    images_B3HW: Tensor, ids_B: Tensor, patch: tuple[int, int], mask: RandomMask, bits: int, *, seed: int
+    images_B3HW: Tensor, ids_B: Tensor, patch: tuple[int, int], mask: Mask, bits: int, *, seed: int
 ) -> dict[str, float]:
     """Measure the trivial predictions on uint8 images, under the corruption that training draws in its first epoch.
 
@@ -26,10 +26,10 @@ def trivial_baselines(
     classes_BN = color_classes(patches, bits)
     frequencies = torch.bincount(classes_BN.flatten(), minlength=1 << (3 * bits)).double() / classes_BN.numel()
     present = frequencies[frequencies > 0]
-    corruption = mask.draw(ids_B, classes_BN.shape[1], seed=seed, epoch=0)
+    grid = (images_B3HW.shape[2] // patch[0], images_B3HW.shape[3] // patch[1])
+    corruption = mask.draw(ids_B, grid, seed=seed, epoch=0)
     corrupted_BN = torch.zeros_like(classes_BN, dtype=torch.bool).scatter(1, corruption.positions_BM, True)
     colors_BN3 = patches.float().mean((-2, -1))
-    grid = (images_B3HW.shape[2] // patch[0], images_B3HW.shape[3] // patch[1])
     near, everywhere = _gaussian(grid), torch.ones(classes_BN.shape[1], classes_BN.shape[1])
 
     def accuracy(weights_NN: Tensor) -> float:

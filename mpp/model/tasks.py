@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mpp.config import config
 from mpp.errors import ConfigError
+from mpp.model.encoders import Encoder
 from mpp.model.masking import Corruption, Mask, RandomMask, corrupt
 from mpp.model.mixing import Mixing, mix, mixed_cross_entropy
 from mpp.model.targets import MeanColor, Target, cut_patches
@@ -56,6 +57,8 @@ class MaskedPatches(nn.Module):
         super().__init__()
         self.vit, self.settings, self.seed = vit, settings, seed
         _check_target(settings.target, vit.patch)
+        if vit.timm.attn_pool is not None:
+            vit.timm.attn_pool.requires_grad_(False)  # no loss reaches it: it waits, as it is, for labels
         self.mask_token = nn.Parameter(torch.empty(vit.width).normal_(std=0.02))
         self.head = zero_linear(vit.width, settings.target.num_outputs(vit.patch))
 
@@ -68,7 +71,7 @@ class MaskedPatches(nn.Module):
 
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor, Corruption]:
         """Return the true patches [B, M, 3, p, q], the predictions [B, M, K] for them, and where they are."""
-        corruption = self.settings.mask.draw(batch.ids, self.vit.num_patches, seed=self.seed, epoch=batch.epochs)
+        corruption = self.settings.mask.draw(batch.ids, self.vit.grid, seed=self.seed, epoch=batch.epochs)
         features = self.vit(batch.images, lambda tokens: corrupt(tokens, self.mask_token, corruption))
         at = corruption.positions_BM[..., None]
         corrupted = features.patches_BND.gather(1, at.expand(-1, -1, self.vit.width))
@@ -80,7 +83,7 @@ class MaskedPatches(nn.Module):
 class Classification(nn.Module):
     """Predict the label of an image by cross-entropy, through a head on the pooled feature."""
 
-    def __init__(self, vit: Vit, head: nn.Module, mixing: Mixing, *, seed: int) -> None:
+    def __init__(self, vit: Encoder, head: nn.Module, mixing: Mixing, *, seed: int) -> None:
         super().__init__()
         self.vit, self.head, self.mixing, self.seed = vit, head, mixing, seed
 
@@ -103,9 +106,17 @@ class Classification(nn.Module):
         return scores.float()
 
 
-def build_task(settings: TaskConfig, vit: Vit, *, num_classes: int | None, seed: int) -> nn.Module:
-    """Return the pretraining task; ``num_classes`` is needed for classification only."""
+def build_task(settings: TaskConfig, vit: Encoder, *, num_classes: int | None, seed: int) -> nn.Module:
+    """Return the pretraining task; ``num_classes`` is needed for classification only.
+
+    Raises ``ConfigError`` where the task does not suit the network.
+    """
     if isinstance(settings, MaskedPatchesConfig):
+        if not isinstance(vit, Vit):
+            raise ConfigError(
+                f"task.kind={settings.kind}: {vit.settings.name} has no patch tokens to corrupt",
+                fix="task.kind=classification, or vit.name=vit_base_r50_s16_224, a ViT on such a network",
+            )
         return MaskedPatches(vit, settings, seed=seed)
     assert num_classes is not None
     hidden = nn.Linear(vit.width, vit.width)

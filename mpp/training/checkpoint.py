@@ -23,7 +23,8 @@ from torch import Tensor
 from mpp.config import dump, resolve
 from mpp.disk import fsync_path
 from mpp.errors import CheckpointError, ConfigError, DiskError, NumericsError
-from mpp.model.vit import Vit, VitConfig
+from mpp.model.encoders import Encoder
+from mpp.model.families import VitConfig
 
 _MANIFEST = "manifest.json"
 BACKBONE = "backbone.safetensors"
@@ -127,8 +128,8 @@ class Backbone:
     origin: str
 
 
-def save_backbone(path: Path, vit: Vit, origin: str) -> None:
-    """Write a ViT's weights, with its settings and their hash in the header, atomically as safetensors.
+def save_backbone(path: Path, vit: Encoder, origin: str) -> None:
+    """Write a network's weights, with its settings and their hash in the header, atomically as safetensors.
 
     Raises ``NumericsError`` for weights that are not finite, ``DiskError`` where the file cannot be written.
     """

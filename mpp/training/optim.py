@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 
 from mpp.config import config
 from mpp.errors import ConfigError
-from mpp.model.vit import Vit
+from mpp.model.encoders import Encoder
 
-_NO_DECAY = ("pos_embed", "cls_token", "reg_token", "mask_token")
+_NO_DECAY = ("pos_embed", "cls_token", "reg_token", "mask_token", "attn_pool.latent")
 
 
 @config
@@ -90,10 +90,11 @@ def build_optimizer(task: nn.Module, settings: OptimizerConfig) -> Optimizer:
 def _groups(task: nn.Module, *, weight_decay: float, layer_decay: float) -> list[dict[str, object]]:
     """Split parameters by weight decay and, through timm, by the depth of their block."""
     vit = task.vit
-    assert isinstance(vit, Vit)
+    assert isinstance(vit, Encoder)
     layers = param_groups_layer_decay(vit.timm, layer_decay=layer_decay)
-    # timm gives 1 to the top block of a headless ViT; our head stands above it.
-    scale = {id(parameter): layer_decay * float(group["lr_scale"]) for group in layers for parameter in group["params"]}
+    # timm gives 1 to the top block of a headless network, or to its attention pooling; our head stands above blocks.
+    top = 1.0 if getattr(vit.timm, "attn_pool", None) is not None else layer_decay
+    scale = {id(parameter): top * float(group["lr_scale"]) for group in layers for parameter in group["params"]}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in task.named_parameters():
         if parameter.requires_grad:

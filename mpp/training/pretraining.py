@@ -20,6 +20,7 @@ from torch import nn
 from mpp.config import config
 from mpp.errors import Stopped
 from mpp.model.baselines import trivial_baselines
+from mpp.model.encoders import build_encoder
 from mpp.model.tasks import ClassificationConfig, MaskedPatchesConfig, TaskConfig, build_task
 from mpp.model.vit import Vit, VitConfig
 from mpp.shards.hashing import permutation
@@ -86,7 +87,8 @@ def pretrain(settings: PretrainConfig) -> None:
     divide_batch(settings.global_batch, settings.micro_batch, accelerator.num_processes)
     count_steps(shards.samples, settings.global_batch)
     torch.manual_seed(settings.seed)
-    task = build_task(settings.task, Vit(settings.vit), num_classes=len(shards.classes or ()), seed=settings.seed)
+    vit = build_encoder(settings.vit)
+    task = build_task(settings.task, vit, num_classes=len(shards.classes or ()), seed=settings.seed)
     run = Run(Path(settings.out), settings) if accelerator.is_main_process else None
     outcome = "failed"
     try:
@@ -232,7 +234,9 @@ def _note_baselines(run: Run, shards: Mixture, settings: PretrainConfig) -> None
     parts = [(batch.images[batch.ids >= 0], batch.ids[batch.ids >= 0]) for batch in batches]
     images, ids = (torch.cat(column) for column in zip(*parts, strict=True))
     bits = getattr(settings.task.target, "bits", 3)
-    figures = trivial_baselines(images, ids, Vit(settings.vit).patch, settings.task.mask, bits, seed=settings.seed)
+    with torch.device("meta"):
+        patch = Vit(settings.vit).patch
+    figures = trivial_baselines(images, ids, patch, settings.task.mask, bits, seed=settings.seed)
     path.write_text(json.dumps(figures, indent=1) + "\n")
     print(
         "mean colours without learning: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()),

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from mpp.model.baselines import trivial_baselines
-from mpp.model.masking import RandomMask
+from mpp.model.masking import BlockMask, Mask, RandomMask
 
 
-def figures(images: torch.Tensor) -> dict[str, float]:
-    return trivial_baselines(images, torch.arange(len(images)), (4, 4), RandomMask(), 3, seed=0)
+def figures(images: torch.Tensor, mask: Mask | None = None) -> dict[str, float]:
+    return trivial_baselines(images, torch.arange(len(images)), (4, 4), mask or RandomMask(), 3, seed=0)
 
 
 def test_flat_images_of_two_colors_are_solved_by_their_neighbours() -> None:
@@ -29,6 +29,12 @@ def test_a_smooth_image_is_better_interpolated_than_averaged() -> None:
     result = figures(ramp.contiguous())
     assert result["interpolation_accuracy"] > 0.6
     assert result["visible_mean_accuracy"] < 0.3
+
+
+def test_blocks_are_harder_to_interpolate_than_single_patches() -> None:
+    ramp = torch.linspace(0, 255, 96).to(torch.uint8).expand(20, 3, 64, 96).contiguous()
+    blocks, singles = (figures(ramp, mask)["interpolation_accuracy"] for mask in (BlockMask(), RandomMask()))
+    assert blocks < singles - 0.2
 
 
 def test_noise_cannot_be_interpolated() -> None:

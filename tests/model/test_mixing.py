@@ -104,12 +104,12 @@ def test_a_share_belongs_to_seed_epoch_and_sample_not_to_the_batch(settings: Mix
 
 
 def test_mixing_moves_no_generator_and_no_mask() -> None:
-    state, mask = torch.get_rng_state(), RandomMask().draw(IDS, 16, seed=1, epoch=2)
+    state, mask = torch.get_rng_state(), RandomMask().draw(IDS, (4, 4), seed=1, epoch=2)
     before = images(64)
     mix(pixels := before.clone(), IDS, BOTH, seed=1, epoch=2)
     assert torch.equal(pixels, before)
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(mask.positions_BM, RandomMask().draw(IDS, 16, seed=1, epoch=2).positions_BM)
+    assert torch.equal(mask.positions_BM, RandomMask().draw(IDS, (4, 4), seed=1, epoch=2).positions_BM)
 
 
 def test_an_image_alone_stays_itself() -> None:

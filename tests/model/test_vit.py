@@ -20,24 +20,55 @@ def images() -> torch.Tensor:
     return torch.randint(0, 256, (2, 3, 8, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"pool": "mean"}, {"positions": "sincos2d"}, {"name": "vit_small_patch14_reg4_dinov2"}]
-)
-def test_features_equal_timms_own_forward(images: torch.Tensor, changes: dict[str, object]) -> None:
-    vit = Vit(tiny(**changes)).eval()
-    expected = vit.timm.forward_features(images / 127.5 - 1)
+HYBRID = {"name": "vit_tiny_r_s16_p8_224", "image_size": (32, 64), "patch_size": None}
+FAMILIES: dict[str, dict[str, object]] = {
+    "plain": {},
+    "mean": {"pool": "mean"},
+    "map": {"pool": "map"},
+    "sincos2d": {"positions": "sincos2d"},
+    "sincos2d, map": {"positions": "sincos2d", "pool": "map"},
+    "registers": {"name": "vit_small_patch14_reg4_dinov2"},
+    "qk_norm": {"qk_norm": True},
+    "no bias": {"bias": False},
+    "parallel": {"parallel": True},
+    "22B": {"name": "vit_22b_patch14_224", "pool": "map"},
+    "parallel things": {"name": "vit_small_patch16_18x2_224"},
+    "hybrid": HYBRID,
+    "hybrid, map, 22B": {**HYBRID, "pool": "map", "parallel": True, "qk_norm": True, "bias": False},
+    "patch 1": {"patch_size": 1},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_features_equal_timms_own_forward_in_every_family(family: str) -> None:
+    torch.manual_seed(0)
+    vit = Vit(tiny(**FAMILIES[family])).eval()
+    images = torch.randint(0, 256, (2, 3, *vit.settings.image_size), dtype=torch.uint8)
+    pixels = (images - 127.5) / 127.5
+    expected = vit.timm.forward_features(pixels)
     features = vit(images, lambda tokens: tokens)
     prefix = vit.timm.num_prefix_tokens
-    assert torch.allclose(features.patches_BND, expected[:, prefix:], atol=1e-6)
-    assert torch.allclose(features.class_token_BD, expected[:, 0], atol=1e-6)
+    assert torch.equal(features.patches_BND, expected[:, prefix:])
+    if vit.settings.pool == "map":
+        assert features.class_token_BD is None and prefix == 0
+    else:
+        assert torch.equal(features.class_token_BD, expected[:, 0])
     assert features.patches_BND.shape == (2, vit.num_patches, 16)
+    assert vit.num_patches == vit.grid[0] * vit.grid[1]
+    assert (vit.grid[0] * vit.patch[0], vit.grid[1] * vit.patch[1]) == vit.settings.image_size
+    # timm's mean leaves out, as ours does, the tokens before the patches
+    assert torch.allclose(vit.pooled(features), vit.timm.forward_head(expected, pre_logits=True), atol=1e-6)
 
 
 def test_the_pooled_feature_is_the_one_that_is_named(images: torch.Tensor) -> None:
-    for pool in ("token", "mean"):
+    for pool in ("token", "mean", "map"):
         vit = Vit(tiny(pool=pool)).eval()
         features = vit(images)
-        expected = features.class_token_BD if pool == "token" else features.patches_BND.mean(1)
+        if pool == "map":
+            expected = vit.timm.attn_pool(features.patches_BND)
+        else:
+            expected = features.class_token_BD if pool == "token" else features.patches_BND.mean(1)
         assert torch.equal(vit.pooled(features), expected)
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from mpp.config import resolve
 from mpp.errors import CheckpointError, ConfigError
-from mpp.model.masking import RandomMask
+from mpp.model.masking import BlockMask, Mask, RandomMask
 from mpp.model.targets import MeanColor, Pixels, cut_patches
 from mpp.model.tasks import MaskedPatches, MaskedPatchesConfig
 from mpp.model.vit import Vit, VitConfig
@@ -26,9 +26,10 @@ def test_joining_undoes_cutting(size: tuple[int, int], patch: tuple[int, int]) -
 
 
 @pytest.mark.parametrize("target", [MeanColor(), Pixels()])
-def test_each_picture_shows_what_it_says_patch_by_patch(tiny_vit: dict[str, Any], target: Any) -> None:
+@pytest.mark.parametrize("mask", [RandomMask(masked=0.5, other=0.25), BlockMask(masked=0.5, other=0.25)])
+def test_each_picture_shows_what_it_says_patch_by_patch(tiny_vit: dict[str, Any], mask: Mask, target: Any) -> None:
     torch.manual_seed(0)
-    settings = MaskedPatchesConfig(mask=RandomMask(masked=0.5, other=0.25), target=target)
+    settings = MaskedPatchesConfig(mask=mask, target=target)
     task = MaskedPatches(Vit(resolve(VitConfig, tiny_vit)), settings, seed=0).eval()
     torch.nn.init.normal_(task.head.weight)
     # no pixel is as gray as a masked patch is painted

@@ -4,6 +4,7 @@ import json
 import resource
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from mpp.config import resolve
 from mpp.errors import CheckpointError, DiskError, NumericsError
+from mpp.model.encoders import build_encoder
 from mpp.model.vit import Vit, VitConfig
 from mpp.training.checkpoint import (
     CheckpointStore,
@@ -143,6 +145,30 @@ def test_a_backbone_is_one_that_timm_loads_by_itself(tmp_path: Path) -> None:
         shape = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
         model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **shape)
         model.load_state_dict(load_file(path))  # strict: the same names and shapes
+
+
+def test_a_backbone_of_any_family_is_one_that_timm_loads_by_itself(tmp_path: Path) -> None:
+    path = tmp_path / "backbone.safetensors"
+    families = {
+        "vit_tiny_patch16_224": {"pool": "map", "parallel": True, "qk_norm": True, "bias": False},
+        "vit_tiny_r_s16_p8_224": {"image_size": (32, 64), "patch_size": None},
+        "resnetv2_50x1_bit": {"pool": "mean", "patch_size": None, "width": None, "depth": None, "heads": None},
+    }
+    shape = {"embed_dim": 16, "depth": 1, "num_heads": 2}
+    norm = partial(LayerNorm, bias=False)
+    arguments = {
+        "vit_tiny_patch16_224": {
+            **{"img_size": 8, "patch_size": 4, "global_pool": "map", "class_token": False},
+            **{"block_fn": ParallelScalingBlock, "qk_norm": True, "qkv_bias": False, "norm_layer": norm, **shape},
+        },
+        "vit_tiny_r_s16_p8_224": {"img_size": (32, 64), **shape},
+        "resnetv2_50x1_bit": {},
+    }
+    for name, changes in families.items():
+        encoder = build_encoder(replace(VIT, name=name, **changes))
+        save_backbone(path, encoder, "a test")
+        assert load_backbone(str(path)).vit == encoder.settings
+        timm.create_model(name, num_classes=0, **arguments[name]).load_state_dict(load_file(path))
 
 
 def test_weights_that_are_not_finite_are_not_handed_out(tmp_path: Path) -> None:
