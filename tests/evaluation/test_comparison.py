@@ -1,6 +1,7 @@
 """Comparisons: killed and continued they are the same, no finished part is repeated, nothing unequal is compared."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from mpp.errors import ConfigError, DataError
 from mpp.evaluation import comparison
 from mpp.evaluation.comparison import CompareConfig, Comparison, compare
 from mpp.evaluation.finetune import Finetuning, TransferResult
+from mpp.training.checkpoint import load_backbone
+
+RESNET = {"name": "resnetv2_50x1_bit", "pool": "mean", **dict.fromkeys(("patch_size", "width", "depth", "heads"))}
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +97,20 @@ def test_the_pretrained_arms_differ_in_their_task_alone(undisturbed: tuple[Path,
 def test_the_notes_say_what_supervised_pretraining_saw(undisturbed: tuple[Path, Comparison]) -> None:
     assert any("the labels of all 60 images" in note for note in undisturbed[1].notes)
     assert any("not of pretraining" in note for note in undisturbed[1].notes)
+
+
+@pytest.mark.slow
+def test_the_supervised_arm_may_be_a_resnet_and_the_notes_say_so(tree: dict[str, Any], tmp_path: Path) -> None:
+    changes = {"seeds": [0], "pretrain": {"steps": 1}, "transfer": {"steps": 1, "learning_rates": []}}
+    resnet = {**RESNET, "image_size": [8, 8]}
+    result = compare(settings(tree, tmp_path / "out", supervised_vit=resnet, **changes))
+    assert "the supervised arm is another network, resnetv2_50x1_bit, than the others" in result.notes
+    names = [load_backbone(str(run)).vit.name for run in result.runs]
+    assert names == ["vit_tiny_patch16_224", "resnetv2_50x1_bit"]
+    lines = {line["part"]: line for line in parts(tmp_path / "out")}
+    flops = [lines[f"result {arm} 5 0"]["flops"] for arm in ("masked", "supervised", "scratch")]
+    assert flops[0] == flops[2] < flops[1]
+    assert lines["result supervised 5 0"]["first_loss"] == pytest.approx(math.log(3), abs=1e-6)
 
 
 class Killed(BaseException):
@@ -207,6 +225,8 @@ def test_a_rate_that_is_chosen_belongs_to_its_arm_and_number_of_labels(
         ({"test_split": "val"}, DataError, "no split 'val'"),
         ({"transfer": {"image_size": [9, 9]}}, ConfigError, "patch size"),
         ({"pretrain": {"task": {"kind": "classification"}}}, ConfigError, "masked arm"),
+        ({"pretrain": {"vit": RESNET}}, ConfigError, "has no patch tokens, the masked arm needs them"),
+        ({"supervised_vit": {"name": "resnetv2_50x1_bit"}}, ConfigError, "vit.pool=mean"),
     ],
 )
 def test_what_cannot_work_is_refused_before_pretraining(

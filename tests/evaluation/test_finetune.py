@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import torch
 from mpp.config import merge, resolve
 from mpp.errors import CheckpointError, ConfigError, DataError, DiskError, NumericsError
 from mpp.evaluation.finetune import Finetuning, TransferConfig, flops_per_image, load_vit, transfer
+from mpp.model.encoders import build_encoder
 from mpp.model.mixing import Mixing
 from mpp.model.tasks import Classification
-from mpp.model.vit import VitConfig
-from mpp.training.checkpoint import load_backbone
+from mpp.model.vit import Vit, VitConfig, resize_positions
+from mpp.training.checkpoint import load_backbone, save_backbone
 
 
 @pytest.fixture
@@ -156,6 +158,42 @@ def test_at_the_same_resolution_every_weight_stays(tree: dict[str, Any], tiny_ru
     backbone = load_backbone(str(tiny_run))
     weights = load_vit(settings(tree, backbone=str(tiny_run)), backbone).timm.state_dict()
     assert all(torch.equal(weights[name], backbone.weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize(
+    ("vit", "size", "grids"),
+    [
+        ({"name": "vit_tiny_r_s16_p8_224", "image_size": [32, 64], "patch_size": None}, (64, 96), ((1, 2), (2, 3))),
+        ({"parallel": True, "qk_norm": True, "bias": False, "pool": "map"}, (12, 8), ((4, 4), (6, 4))),
+    ],
+)
+def test_a_backbone_of_another_family_changes_its_resolution_by_its_positions_alone(
+    tree: dict[str, Any], tmp_path: Path, vit: dict[str, Any], size: tuple[int, int], grids: Any
+) -> None:
+    trained = Vit(settings(tree, vit=vit).vit)
+    assert trained.grid == grids[0]
+    save_backbone(tmp_path / "backbone.safetensors", trained, "a test")
+    chosen = settings(tree, backbone=str(tmp_path), image_size=size)
+    moved = load_vit(chosen, load_backbone(str(tmp_path)))
+    assert isinstance(moved, Vit) and moved.grid == grids[1]
+    weights, before = moved.timm.state_dict(), trained.timm.state_dict()
+    expected = resize_positions(before["pos_embed"], *grids, "bicubic")
+    assert torch.equal(weights["pos_embed"], expected)
+    assert all(torch.equal(weights[name], before[name]) for name in before.keys() - {"pos_embed"})
+    assert Finetuning(chosen).final(0.01).first_loss == pytest.approx(math.log(3), abs=1e-6)
+
+
+def test_a_resnet_is_loaded_whole_for_any_resolution(tree: dict[str, Any], tmp_path: Path) -> None:
+    nothing = dict.fromkeys(("patch_size", "width", "depth", "heads"))
+    vit = settings(tree, vit={**nothing, "name": "resnetv2_50x1_bit", "pool": "mean"}).vit
+    trained = build_encoder(vit)
+    save_backbone(tmp_path / "backbone.safetensors", trained, "a test")
+    chosen = settings(tree, backbone=str(tmp_path), image_size=[20, 12])
+    loaded, before = load_vit(chosen, load_backbone(str(tmp_path))), trained.timm.state_dict()
+    assert loaded.settings.image_size == (20, 12)
+    assert all(torch.equal(loaded.timm.state_dict()[name], value) for name, value in before.items())
+    # 4.1 billion multiplications at 224 px (He et al., Tab. 1), twice as many operations, thrice that with backward
+    assert flops_per_image(replace(vit, image_size=(224, 224)), 3) == pytest.approx(3 * 2 * 4.1e9, rel=0.05)
 
 
 def test_flops_are_those_of_the_matrices(tree: dict[str, Any]) -> None:

@@ -12,6 +12,8 @@ import timm
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
+from timm.layers import LayerNorm
+from timm.models.vision_transformer import ParallelScalingBlock
 
 from mpp.config import resolve
 from mpp.errors import CheckpointError, DiskError, NumericsError

@@ -15,6 +15,7 @@ import torch
 
 from mpp.config import merge, resolve
 from mpp.errors import ConfigError, DataError, NumericsError
+from mpp.model.encoders import build_encoder
 from mpp.training.checkpoint import load_backbone, newest_checkpoint
 from mpp.training.pretraining import PretrainConfig, pretrain
 from mpp.training.runs import read_metrics
@@ -244,6 +245,34 @@ def test_supervised_pretraining_takes_augmentations(tiny_shards: Path, tmp_path:
     losses = [values["loss"] for values in read_metrics(tmp_path / "run")]
     assert losses[0] == pytest.approx(1.0986, abs=1e-3)  # ln 3
     assert len(set(losses)) > 1
+
+
+def test_every_family_of_networks_goes_through_the_same_command(tiny_shards: Path, tmp_path: Path) -> None:
+    blocks = {"mask": {"kind": "block"}}
+    families: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"name": "vit_tiny_r_s16_p8_224", "image_size": [64, 64], "patch_size": None}, blocks),
+        ({"parallel": True, "qk_norm": True, "bias": False, "pool": "map"}, blocks),
+        ({"patch_size": 1, "image_size": [4, 6]}, blocks),
+        ({"parallel": True, "pool": "map"}, {"kind": "classification"}),
+    ]
+    for number, (vit, task) in enumerate(families):
+        run = settings(tiny_shards, tmp_path / str(number), vit=vit, task=task, steps=2)
+        pretrain(run)
+        backbone = load_backbone(run.out)
+        assert backbone.vit == run.vit
+        torch.manual_seed(run.seed)
+        before = build_encoder(run.vit).timm.state_dict()
+        assert before.keys() == backbone.weights.keys()
+        same = {name for name, value in before.items() if torch.equal(value, backbone.weights[name])}
+        waits = run.vit.pool == "map" and run.task.kind == "masked_patches"
+        assert same == {name for name in before if waits and name.startswith("attn_pool")}
+
+
+def test_a_resnet_is_refused_for_masked_patches_before_there_is_a_run(tiny_shards: Path, tmp_path: Path) -> None:
+    vit = {"name": "resnetv2_50x1_bit", "pool": "mean", **dict.fromkeys(("patch_size", "width", "depth", "heads"))}
+    with pytest.raises(ConfigError, match="has no patch tokens to corrupt"):
+        pretrain(settings(tiny_shards, tmp_path / "run", vit=vit))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_resume_on_other_shards_or_settings_is_refused(undisturbed: Path, tiny_shards: Path) -> None:
