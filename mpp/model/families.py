@@ -34,8 +34,9 @@ class VitConfig:
 
     name: str = Field(
         "vit_base_patch16_224",
-        description="timm model: any vit_*, hybrids too, or resnetv2_*_bit; also vit_s_patch28_224, vit_s_patch16_224, "
-        "vit_base_patch28_224, vit_22b_patch14_224; the keys below override it",
+        description="timm model: any vit_*, hybrids on group-normed ResNets too, or resnetv2_*_bit; also "
+        + ", ".join(SIZES)
+        + "; the keys below override it",
     )
     image_size: tuple[int, int] = Field((224, 224), description="height and width of the input, pixels")
     patch_size: int | None = Field(None, gt=0, description="side of a patch, pixels")
@@ -85,6 +86,11 @@ def create_vit(settings: VitConfig) -> VisionTransformer:
         raise ConfigError(
             f"vit.patch_size: the patches of {settings.name} are as large as its ResNet makes them",
             fix="leave vit.patch_size out",
+        )
+    if any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()):
+        raise ConfigError(
+            f"vit.name: {settings.name} normalises over the micro-batch: results would depend on its size",
+            fix="vit.name=vit_base_r50_s16_224 or another vit_*_r*_s*",
         )
     height, width = pixels_per_token(model)
     if settings.image_size[0] % height or settings.image_size[1] % width:

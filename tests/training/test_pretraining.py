@@ -171,6 +171,17 @@ def test_two_processes_killed_and_continued_are_the_same_run(tiny_shards: Path, 
 
 
 @pytest.mark.slow
+def test_two_processes_do_not_wait_for_pooling_that_has_no_loss(tiny_shards: Path, tmp_path: Path) -> None:
+    changes = ("vit.pool=map", "task.mask.kind=block", "steps=3", "save_every=3", "micro_batch=4")
+    subprocess.run(
+        [sys.executable, *launcher("cpu_2_processes.yaml"), *command(tiny_shards, tmp_path / "run", *changes)],
+        check=True,
+        cwd=ROOT,
+    )
+    assert len(read_metrics(tmp_path / "run")) == 3
+
+
+@pytest.mark.slow
 def test_from_two_processes_to_one_and_back_the_steps_stay_the_same(tiny_shards: Path, tmp_path: Path) -> None:
     launch, calm = launcher("cpu_2_processes.yaml"), "vit.drop_path=0"  # stochastic depth differs by process
     whole, moved = tmp_path / "whole", tmp_path / "moved"
