@@ -1,5 +1,7 @@
 """Corruption: exact counts, no patch replaced by itself, the same for any batch, device and process."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpp.errors import ConfigError
-from mpp.model.masking import BlockMask, Counts, Mask, RandomMask, corrupt, hash64
+from mpp.model.masking import (
+    BlockMask,
+    Counts,
+    Mask,
+    RandomMask,
+    _num_blocks,
+    _possible_shapes,
+    corrupt,
+    hash64,
+)
 from mpp.shards import hashing
 
 
@@ -92,7 +103,7 @@ def test_blocks_hang_together_where_single_patches_do_not(height: int, width: in
     assert blocks > singles + 0.35 * (1 - singles)
 
 
-def test_a_mask_of_a_single_block_is_a_rectangle_but_for_its_last_row() -> None:
+def test_one_block_may_hold_all_corrupted_patches() -> None:
     corrupted = maps(BlockMask(), (14, 14), 500)
     rectangles = 0
     for image in corrupted:
@@ -100,6 +111,38 @@ def test_a_mask_of_a_single_block_is_a_rectangle_but_for_its_last_row() -> None:
         area = (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1)
         rectangles += bool(area == 98)
     assert 0 < rectangles < 100  # shapes of all of the corrupted patches are drawn, but few
+
+
+def test_shapes_of_blocks_are_those_of_beit() -> None:
+    shapes = _possible_shapes((14, 14), 75)  # its 75 of 196 patches; there blocks have 16 at least
+    assert {height * width for height, width in shapes} <= set(range(15, 76))
+    assert {(3, 5), (4, 4), (3, 10), (10, 3), (8, 9)} <= set(shapes)
+    assert not {(2, 8), (1, 15), (3, 11), (3, 4), (9, 9)} & set(shapes)
+    assert _possible_shapes((1, 40), 20) == [(1, 3)]  # the largest that are not too flat
+
+
+@pytest.mark.parametrize(("grid", "ratio"), [((8, 8), 0.5), ((5, 14), 0.3), ((14, 14), 0.75), ((6, 4), 0.6)])
+def test_blocks_are_those_of_a_loop_that_lays_one_after_the_other(grid: tuple[int, int], ratio: float) -> None:
+    mask, num_patches = BlockMask(ratio=ratio), grid[0] * grid[1]
+    total = sum(mask.counts(num_patches))
+    shapes = _possible_shapes(grid, total)
+    drawn = mask.draw(torch.arange(40), grid, seed=3, epoch=5)
+    for image in range(40):
+        key = hashing.hash64(3, 5, np.array([image], np.int64)).view(np.int64)
+
+        def number(offset: int, key: Any = key) -> int:
+            return int(hash64(torch.from_numpy(key) + offset))
+
+        taken: list[int] = []
+        for block in range(_num_blocks(grid, total)):
+            down, right, shape = (number(num_patches + 3 * block + part) & (2**63 - 1) for part in (1, 2, 0))
+            height, width = shapes[shape % len(shapes)]
+            top, left = down % (grid[0] - height + 1), right % (grid[1] - width + 1)
+            places = [grid[1] * row + left + column for row in range(top, top + height) for column in range(width)]
+            in_turn = places if number(-1 - num_patches) > 0 else places[::-1]
+            taken += [place for place in in_turn if place not in taken]
+        assert len(taken) >= total
+        assert sorted(taken[:total]) == sorted(drawn.positions_BM[image].tolist())
 
 
 @pytest.mark.parametrize("grid", [(12, 12), (6, 20)])
