@@ -115,7 +115,9 @@ def _corruption(image_B1: Tensor, positions_BM: Tensor, counts: Counts, num_patc
 def _first_blocks(image_B1: Tensor, grid: tuple[int, int], total: int) -> Tensor:
     """Return the patches [B, total] that an image's blocks meet first."""
     device, num_patches = image_B1.device, grid[0] * grid[1]
-    shapes_S2 = _block_shapes(grid, total, device)
+    # A table made among tensors without memory, where a step is only counted, must not outlive them.
+    table = _block_shapes if type(image_B1) is Tensor else _block_shapes.__wrapped__
+    shapes_S2 = table(grid, total, device)
     num_blocks = _num_blocks(grid, total)
     # Offsets from N on: those below it draw the order of the patches.
     offsets_K3 = num_patches + torch.arange(3 * num_blocks, device=device).view(-1, 3)

@@ -70,7 +70,9 @@ def beta_quantiles(hashes_B: Tensor, alpha: float) -> Tensor:
 
     Interpolated in a table, so that the distribution function is off by less than one cell, 1 / 4096.
     """
-    table = _quantile_table(alpha, hashes_B.device)
+    # A table made among tensors without memory, where a step is only counted, must not outlive them.
+    make_table = _quantile_table if type(hashes_B) is Tensor else _quantile_table.__wrapped__
+    table = make_table(alpha, hashes_B.device)
     cell_B = (hashes_B >> (64 - _CELL_BITS)) & ((1 << _CELL_BITS) - 1)
     place_B = ((hashes_B >> (64 - _CELL_BITS - _PLACE_BITS)) & ((1 << _PLACE_BITS) - 1)).float() / (1 << _PLACE_BITS)
     low_B = table[cell_B]

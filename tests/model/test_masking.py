@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mpp.errors import ConfigError
 from mpp.model.masking import (
@@ -143,6 +144,17 @@ def test_blocks_are_those_of_a_loop_that_lays_one_after_the_other(grid: tuple[in
             taken += [place for place in in_turn if place not in taken]
         assert len(taken) >= total
         assert sorted(taken[:total]) == sorted(drawn.positions_BM[image].tolist())
+
+
+def test_a_step_that_is_only_counted_leaves_later_draws_alone() -> None:
+    grid = (9, 7)  # of no other test
+    for _ in range(2):
+        with FakeTensorMode():
+            drawn = BlockMask().draw(torch.arange(3), grid, seed=0, epoch=0)
+        assert drawn.positions_BM.shape == (3, 32)
+        assert maps(BlockMask(), grid, 5).sum() == 5 * 32
+    with torch.device("meta"):
+        assert BlockMask().draw(torch.arange(3), grid, seed=0, epoch=0).positions_BM.is_meta
 
 
 @pytest.mark.parametrize("grid", [(12, 12), (6, 20)])

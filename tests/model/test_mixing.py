@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mpp.model.masking import RandomMask, hash64
 from mpp.model.mixing import Mixing, beta_quantiles, mix, mixed_cross_entropy
@@ -132,6 +133,13 @@ def test_the_loss_is_cross_entropy_against_both_labels_by_their_shares() -> None
     )
     assert golden.item() == pytest.approx(np.log1p(np.e), abs=1e-6)  # both are of class 0
     assert mixed_cross_entropy(scores, labels, torch.ones(3)).item() == F.cross_entropy(scores, labels).item()
+
+
+def test_a_step_that_is_only_counted_leaves_later_shares_alone() -> None:
+    alpha = 0.37  # of no other test
+    with FakeTensorMode():
+        assert beta_quantiles(torch.arange(5), alpha).shape == (5,)
+    assert type(beta_quantiles(torch.arange(5), alpha)) is torch.Tensor
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
