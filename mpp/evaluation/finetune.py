@@ -72,7 +72,9 @@ class TransferRecipe:
 class TransferConfig(TransferRecipe):
     """One transfer: which backbone, which labelled shards, how many labels."""
 
-    backbone: str = Field(description="run folder of mpp pretrain, a backbone.safetensors, or scratch")
+    backbone: str = Field(
+        description="run folder of mpp pretrain, a backbone.safetensors or backbone-ema.safetensors, or scratch"
+    )
     shards: str = Field(description="folder that mpp-shard wrote, with labels")
     out: str = Field(description="folder of results.jsonl; one line is added")
     train_split: str = Field("train", description="split to fine-tune on")

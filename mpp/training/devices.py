@@ -5,7 +5,7 @@ from typing import Literal, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import nn
 from torch.optim import Optimizer
 
@@ -59,6 +59,12 @@ def prepare(
         plugin.deepspeed_config["gradient_clipping"] = clip or 0.0
     prepared = accelerator.prepare(task, optimizer)
     return cast(tuple[nn.Module, Optimizer], prepared)
+
+
+def divides_weights(accelerator: Accelerator) -> bool:
+    """Return whether a process has only its share of the weights, as under ZeRO 3 and FSDP."""
+    plugin = accelerator.state.deepspeed_plugin
+    return accelerator.distributed_type == DistributedType.FSDP or (plugin is not None and plugin.zero_stage == 3)
 
 
 def over_processes(accelerator: Accelerator, rates: dict[str, float], counts: dict[str, float]) -> dict[str, float]:

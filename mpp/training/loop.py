@@ -12,6 +12,7 @@ from mpp.errors import NumericsError
 from mpp.model.tasks import StepOutput
 from mpp.stream.batches import Batch
 from mpp.stream.device import OnDevice
+from mpp.training.ema import WeightAverage
 from mpp.training.optim import Schedule
 
 Values = dict[str, float]
@@ -38,11 +39,18 @@ class Trainer:
     """
 
     def __init__(
-        self, task: nn.Module, optimizer: Optimizer, batches: Iterator[Batch], accelerator: Accelerator, plan: Plan
+        self,
+        task: nn.Module,
+        optimizer: Optimizer,
+        batches: Iterator[Batch],
+        accelerator: Accelerator,
+        plan: Plan,
+        average: WeightAverage | None = None,
     ) -> None:
         self.task, self.optimizer = task, optimizer
         self.accelerator, self.plan = accelerator, plan
         self.batches = OnDevice(batches, accelerator.device)
+        self.average, self._bare = average, accelerator.unwrap_model(task)
         self._last: Tensor | None = None
 
     def run(self, start: int, before_step: Callable[[int], None], on_log: Callable[[int, Values], None]) -> None:
@@ -58,7 +66,9 @@ class Trainer:
             rate = self._set_learning_rate(step)  # 3. a function of the step alone
             outputs, norm = self._update()  # 4. batch, forward, backward (accumulated), clip, optimizer step
             self._last = outputs[-1].loss if norm is None else outputs[-1].loss + norm
-            if (step + 1) % plan.log_every == 0 or step + 1 == plan.steps:  # 5. the only wait for the device
+            if self.average is not None:  # 5. the average of the weights, as the optimizer left them
+                self.average.follow(self._bare, step + 1, self._skipped())
+            if (step + 1) % plan.log_every == 0 or step + 1 == plan.steps:  # 6. the only wait for the device
                 values = self._values(outputs, norm)
                 self.check_finite(step)
                 on_log(step + 1, {**values, "learning_rate": rate})
@@ -101,6 +111,11 @@ class Trainer:
                 StepOutput(output.loss.detach(), {key: value.detach() for key, value in output.metrics.items()})
             )
         return outputs, norm
+
+    def _skipped(self) -> Tensor | None:
+        """Return the device's note [] that the optimizer left the update out (not 0), None where it keeps none."""
+        note: Tensor | None = getattr(getattr(self.optimizer, "optimizer", self.optimizer), "found_inf", None)
+        return note
 
     def _values(self, outputs: list[StepOutput], norm: Tensor | None) -> Values:
         names = ["loss", *outputs[0].metrics]

@@ -5,7 +5,7 @@ task alone. The same call continues a run that was cut off.
 """
 
 import json
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list
 from pydantic import Field
 from torch import nn
 
-from mpp.config import config
+from mpp.config import config, dump
 from mpp.errors import Stopped
 from mpp.model.baselines import trivial_baselines
 from mpp.model.encoders import build_encoder
@@ -31,11 +31,14 @@ from mpp.stream.state import StreamState
 from mpp.stream.views import ViewConfig
 from mpp.training.checkpoint import BACKBONE, CHECKPOINTS, CheckpointStore, save_backbone
 from mpp.training.devices import Precision, divide_batch, open_accelerator, over_processes, prepare
+from mpp.training.ema import BACKBONE_EMA, open_average
 from mpp.training.loop import Plan, Trainer, Values
-from mpp.training.optim import AdamW, OptimizerConfig, Schedule, build_optimizer
+from mpp.training.optim import BASE_BATCH, AdamW, OptimizerConfig, Scaling, Schedule, build_optimizer, peak_rate
 from mpp.training.progress import Clock, StepProgress, shown_timing
+from mpp.training.reporting import Reporter, open_reporter, reconstruction_painter
 from mpp.training.runs import FINISHED, Run
 from mpp.training.stops import StopSignals
+from mpp.training.trackers import check_trackers
 
 _BASELINE_IMAGES = 1000  # as many as the published figures were computed on
 
@@ -48,7 +51,14 @@ class PretrainRecipe:
     vit: VitConfig = VitConfig()
     view: ViewConfig = ViewConfig()
     optimizer: OptimizerConfig = AdamW()
+    learning_rate_scaling: Scaling | None = Field(
+        None, description=f"how optimizer.learning_rate, then that of {BASE_BATCH} images, grows with global_batch"
+    )
     schedule: Schedule = Schedule()
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of an average of the weights, written as backbone-ema.safetensors"
+    )
+    ema_warmup: bool = Field(False, description="the decay rises to ema with the steps, as in timm")
     steps: int = Field(100_000, gt=0, description="optimizer steps")
     global_batch: int = Field(1024, gt=0, description="images per step, over all processes")
     micro_batch: int | None = Field(
@@ -60,6 +70,10 @@ class PretrainRecipe:
     stream: StreamConfig = StreamConfig()
     log_every: int = Field(10, gt=0, description="steps between lines of metrics.jsonl")
     save_every: int = Field(1000, gt=0, description="steps between checkpoints")
+    tracker: str | tuple[str, ...] | None = Field(
+        None, description="experiment tracker of accelerate, or a list: tensorboard, wandb, mlflow, trackio ..."
+    )
+    picture_every: int = Field(1000, gt=0, description="steps between pictures, for trackers that show pictures")
 
 
 @config
@@ -83,6 +97,7 @@ def pretrain(settings: PretrainConfig) -> None:
     if isinstance(settings.task, ClassificationConfig):
         shards.require_labels()
     settings.schedule.check(settings.steps)
+    check_trackers(settings.tracker)
     accelerator = open_accelerator(settings.precision)
     divide_batch(settings.global_batch, settings.micro_batch, accelerator.num_processes)
     count_steps(shards.samples, settings.global_batch)
@@ -115,6 +130,7 @@ class _Pretraining:
         self.settings, self.shards, self.accelerator, self.run = settings, shards, accelerator, run
         micro, accumulate = divide_batch(settings.global_batch, settings.micro_batch, accelerator.num_processes)
         optimizer = build_optimizer(task, settings.optimizer)
+        self.average = open_average(task, settings.ema, warmup=settings.ema_warmup, accelerator=accelerator)
         self.task, self.optimizer = prepare(
             accelerator, task, optimizer, micro_batch=micro, accumulate=accumulate, clip=settings.clip
         )
@@ -135,7 +151,9 @@ class _Pretraining:
         self.plan = Plan(
             steps=settings.steps,
             accumulate=accumulate,
-            learning_rate=settings.optimizer.learning_rate,
+            learning_rate=peak_rate(
+                settings.optimizer.learning_rate, settings.learning_rate_scaling, settings.global_batch
+            ),
             schedule=settings.schedule,
             clip=settings.clip,
             log_every=settings.log_every,
@@ -148,9 +166,10 @@ class _Pretraining:
         if self.run is not None:
             self.run.rewind(self.start)
             _note_baselines(self.run, self.shards, settings)
-        trainer = Trainer(self.task, self.optimizer, self.stream, self.accelerator, self.plan)
+        trainer = Trainer(self.task, self.optimizer, self.stream, self.accelerator, self.plan, self.average)
         clock = Clock(settings.global_batch, self.stream.clock)
         with (
+            self._reporter(self.run) as reporter,
             closing(self.stream),
             StopSignals() as stops,
             StepProgress("pretrain", start=self.start, steps=settings.steps, shown=shown) as progress,
@@ -173,13 +192,32 @@ class _Pretraining:
 
             def on_log(step: int, values: Values) -> None:
                 timing = over_processes(self.accelerator, *clock.lap(step))
-                if self.run is not None:
-                    self.run.record("metrics", {"step": step, "images_seen": step * settings.global_batch, **values})
-                    self.run.record("timing", {"step": step, **timing})
+                if reporter is not None:
+                    reporter.log(step, step * settings.global_batch, values, timing)
                 progress.show(step, {**values, **shown_timing(timing)})
 
             trainer.run(self.start, before_step, on_log)
         self._leave()
+
+    def _reporter(self, run: Run | None) -> AbstractContextManager[Reporter | None]:
+        settings, accelerator = self.settings, self.accelerator
+        bare, world = accelerator.unwrap_model(self.task), accelerator.num_processes
+        derived = {
+            "learning_rate": self.plan.learning_rate,
+            "epochs": round(settings.steps * settings.global_batch / self.shards.samples, 3),
+            "processes": world,
+            "micro_batch": settings.global_batch // world // self.plan.accumulate,
+            "accumulate": self.plan.accumulate,
+        }
+        return open_reporter(
+            run,
+            settings.tracker,
+            dump(settings),
+            derived,
+            start=self.start,
+            every=settings.picture_every,
+            painter=lambda: reconstruction_painter(bare, self.shards, settings.view, settings.stream, accelerator),
+        )
 
     def _resume(self) -> int:
         """Load the newest checkpoint, if there is one, and return its step."""
@@ -190,13 +228,20 @@ class _Pretraining:
         order = self.shards.order(self.settings.seed, self.settings.global_batch)
         step = StreamState.at(0, order, self.shards.fingerprint).resumed(facts, str(folder))
         self.accelerator.load_state(str(folder))
+        if self.average is not None:
+            self.average.resume(folder, self.accelerator.unwrap_model(self.task))
         self.accelerator.print(f"continuing from {folder}", flush=True)
         return step
 
     def _save(self, step: int) -> None:
         state = self.stream.state(step)
         facts: dict[str, Any] = {"step": step, **asdict(state), "world": self.accelerator.num_processes}
-        self.store.save(facts, lambda folder: self.accelerator.save_state(str(folder)))
+        self.store.save(facts, self._write)
+
+    def _write(self, folder: Path) -> None:
+        self.accelerator.save_state(str(folder))
+        if self.average is not None and self.accelerator.is_main_process:
+            self.average.save(folder)
 
     def _leave(self) -> None:
         """Save the last step and write the backbone."""
@@ -206,6 +251,9 @@ class _Pretraining:
         if self.run is not None:
             finished = self.accelerator.unwrap_model(self.task)
             save_backbone(self.run.folder / BACKBONE, finished.vit, self._origin())
+            if self.average is not None:
+                origin = f"{self._origin()}, weights averaged with decay {settings.ema:g}"
+                save_backbone(self.run.folder / BACKBONE_EMA, self.average.module.vit, origin)
         self.accelerator.wait_for_everyone()
 
     def _origin(self) -> str:

@@ -10,6 +10,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mpp.stream.stall import Figures, StallClock
 
 
+def say(text: str) -> None:
+    """Print a line. Where the disk that the log goes to is full, the line is lost and the training goes on."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # whoever reads the output has left
+        raise
+    except OSError:
+        pass
+
+
 class StepProgress:
     """Shows steps and the values of the last log line; silent where ``shown`` is false (all processes but one)."""
 
@@ -49,7 +59,7 @@ class StepProgress:
             self._bar.update(self._task, completed=step, values=text)
             return
         left = (time.perf_counter() - self._began) / max(1, step - self._start) * (self._steps - step)
-        print(f"{self._title} {step}/{self._steps}  {text}  left {int(left // 60)}:{int(left % 60):02d}", flush=True)
+        say(f"{self._title} {step}/{self._steps}  {text}  left {int(left // 60)}:{int(left % 60):02d}")
 
 
 class Clock:

@@ -4,6 +4,8 @@ config.yaml        every setting, written before the first step; a run is contin
 environment.json   versions and devices
 metrics.jsonl      one line a log step; a function of the settings alone, so equal for equal runs
 timing.jsonl       the same steps with what the clock said
+derived.json       what follows from the settings and the processes: the peak learning rate, the micro-batch ...
+trackers/          what experiment trackers write
 STATUS             running, finished, or stopped by ...
 """
 
@@ -25,7 +27,7 @@ from mpp.errors import ConfigError, DiskError
 FINISHED = "finished"
 
 # Settings that change how a run is carried out, not what it computes.
-_FREE = {"out", "stream", "log_every", "save_every", "micro_batch"}
+_FREE = {"out", "stream", "log_every", "save_every", "micro_batch", "tracker", "picture_every"}
 
 
 class Run:

@@ -10,6 +10,7 @@ from mpp.errors import NumericsError
 from mpp.model.tasks import StepOutput
 from mpp.stream.batches import Batch
 from mpp.training.devices import open_accelerator, prepare
+from mpp.training.ema import WeightAverage
 from mpp.training.loop import Plan, Trainer, Values
 from mpp.training.optim import Schedule
 
@@ -161,3 +162,25 @@ def test_between_log_lines_a_hook_can_refuse_to_save_what_is_no_number() -> None
     job, _ = trainer(endless(1.0, float("nan")), log_every=100)
     with pytest.raises(NumericsError, match="at step 2"):
         logged(job, 0, lambda step: job.check_finite(step - 1))
+
+
+def test_the_average_follows_every_update_but_those_that_the_optimizer_left_out() -> None:
+    job, task = trainer(endless(1.0), steps=6, accumulate=2)
+    job.average = WeightAverage(task, 0.5, warmup=False, device=torch.device("cpu"))
+    groups = [{"params": [task.first, task.second], "lr_scale": 1.0}]
+    optimizer = torch.optim.SGD(groups, lr=1.0, fused=True)
+    found, by_hand = torch.zeros(()), []
+    optimizer.found_inf = found  # type: ignore[attr-defined]  # where torch's fused optimizers look for it
+    job.optimizer = job.accelerator.prepare(optimizer)
+
+    def before_step(step: int) -> None:
+        found.fill_(step == 3)  # the fourth update
+
+    def on_log(step: int, values: Values) -> None:
+        weight = float(task.first.detach())
+        by_hand.append(weight if step == 1 else by_hand[-1] if step == 4 else (by_hand[-1] + weight) / 2)
+        assert job.average is not None
+        assert float(job.average.module.first) == pytest.approx(by_hand[-1], rel=1e-6)
+
+    job.run(0, before_step, on_log)
+    assert len(set(by_hand)) == 5 and float(found) == 0

@@ -6,17 +6,22 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, register_tracker_class
 
 from mpp.config import merge, resolve
-from mpp.errors import ConfigError, DataError, NumericsError
+from mpp.errors import ConfigError, DataError, NumericsError, Stopped
 from mpp.model.encoders import build_encoder
 from mpp.training.checkpoint import load_backbone, newest_checkpoint
+from mpp.training.ema import BACKBONE_EMA
 from mpp.training.pretraining import PretrainConfig, pretrain
 from mpp.training.runs import read_metrics
 
@@ -61,6 +66,12 @@ def assert_same_run(first: Path, second: Path) -> None:
     assert weights.keys() == other_weights.keys()
     for name in weights:
         assert torch.equal(weights[name], other_weights[name]), name
+    averages = [
+        load_backbone(str(out / BACKBONE_EMA)).weights for out in (first, second) if (out / BACKBONE_EMA).exists()
+    ]
+    assert len(averages) != 1
+    for name in weights if averages else ():
+        assert torch.equal(averages[0][name], averages[1][name]), name
 
 
 @pytest.fixture(scope="module")
@@ -164,9 +175,11 @@ def test_two_processes_killed_and_continued_are_the_same_run(tiny_shards: Path, 
         pytest.importorskip("deepspeed", reason='needs pip install -e ".[deepspeed]"')
     launch = launcher(config)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    subprocess.run([sys.executable, *launch, *command(tiny_shards, whole)], check=True, cwd=ROOT)
-    assert kill_at(start([*launch, *command(tiny_shards, cut)]), cut, 8) == -signal.SIGKILL
-    subprocess.run([sys.executable, *launch, *command(tiny_shards, cut)], check=True, cwd=ROOT)
+    averaged = "ema=0.9"
+    subprocess.run([sys.executable, *launch, *command(tiny_shards, whole, averaged)], check=True, cwd=ROOT)
+    assert kill_at(start([*launch, *command(tiny_shards, cut, averaged)]), cut, 8) == -signal.SIGKILL
+    subprocess.run([sys.executable, *launch, *command(tiny_shards, cut, averaged)], check=True, cwd=ROOT)
+    assert (whole / BACKBONE_EMA).exists()
     assert_same_run(whole, cut)
 
 
@@ -307,3 +320,126 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tiny_shards: Pa
         pretrain(settings(tiny_shards, tmp_path / "run", optimizer={"learning_rate": 1e30}, clip=None))
     for checkpoint in (tmp_path / "run" / "checkpoints").glob("step-*"):
         assert int(checkpoint.name[5:]) < 5
+
+
+@contextmanager
+def stop_signal_after(out: Path, lines: int) -> Iterator[None]:
+    """Send this process SIGTERM once the run has logged so many lines."""
+
+    def send() -> None:
+        path, deadline = out / "metrics.jsonl", time.monotonic() + 60
+        while time.monotonic() < deadline and not ended.is_set():
+            if path.exists() and path.read_text().count("\n") >= lines:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            time.sleep(0.002)
+
+    ended = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)  # one that comes too late kills no test
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        sender.join()
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_run_with_an_average_goes_on_bit_for_bit(tiny_shards: Path, tmp_path: Path) -> None:
+    plain, whole, cut = tmp_path / "plain", tmp_path / "whole", tmp_path / "cut"
+    pretrain(settings(tiny_shards, plain, steps=100))
+    changes = {"ema": 0.8, "ema_warmup": True, "steps": 100}
+    pretrain(settings(tiny_shards, whole, **changes))
+    with stop_signal_after(cut, 6), pytest.raises(Stopped):
+        pretrain(settings(tiny_shards, cut, **changes))
+    pretrain(settings(tiny_shards, cut, **changes))
+    assert_same_run(whole, cut)
+    assert outcome(plain)[0] == outcome(whole)[0]  # the average changes nothing in the training
+    trained, averaged = load_backbone(str(whole)), load_backbone(str(whole / BACKBONE_EMA))
+    assert not torch.equal(trained.weights["norm.weight"], averaged.weights["norm.weight"])
+    assert "averaged with decay 0.8" in averaged.origin and "averaged" not in trained.origin
+
+
+def test_the_rate_of_a_batch_is_derived_printed_and_noted(
+    tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"learning_rate_scaling": "sqrt", "schedule": {"decay": "constant"}, "steps": 2}
+    pretrain(settings(tiny_shards, tmp_path / "run", **changes))
+    assert "derived: learning_rate 0.00075, epochs 0.533, processes 1" in capsys.readouterr().out
+    derived = json.loads((tmp_path / "run" / "derived.json").read_text())
+    assert derived == {
+        "learning_rate": pytest.approx(0.00075),
+        "processes": 1, "micro_batch": 16, "accumulate": 1, "epochs": pytest.approx(32 / 60, abs=1e-3),
+    }  # fmt: skip
+    assert [entry["learning_rate"] for entry in read_metrics(tmp_path / "run")] == pytest.approx([0.00075] * 2)
+    assert "0.00075" not in (tmp_path / "run" / "config.yaml").read_text()
+
+
+@pytest.fixture
+def broken_tracker() -> Iterator[str]:
+    """Register a tracker that takes pictures and fails at the third step."""
+
+    class Broken(GeneralTracker):
+        name = "broken"
+        requires_logging_directory = True
+        steps: ClassVar[list[int]] = []
+
+        def __init__(self, run_name: str, logging_dir: str) -> None:
+            super().__init__()
+
+        @property
+        def tracker(self) -> None:
+            return None
+
+        def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
+            assert step is not None
+            self.steps.append(step)
+            if step == 3:
+                raise ConnectionError("down")
+
+        def log_images(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
+            assert values["reconstructions"][0].shape == (24, 64, 3)
+
+    register_tracker_class(Broken)
+    yield "broken"
+    del LOGGER_TYPE_TO_CLASS["broken"]
+    assert Broken.steps == [1, 2, 3]
+
+
+def test_a_run_whose_tracker_is_down_is_the_same_run(
+    undisturbed: Path, tiny_shards: Path, tmp_path: Path, broken_tracker: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretrain(settings(tiny_shards, tmp_path / "run", tracker=broken_tracker, picture_every=1))
+    assert_same_run(undisturbed, tmp_path / "run")
+    shown = capsys.readouterr().out
+    assert shown.count("tracker broken failed: ConnectionError: down") == 1
+    assert "missed 36 of 40 entries" in shown
+
+
+def test_a_tracker_that_is_not_there_is_refused_before_the_run(tiny_shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)knows no 'wanb'.*tracker=wandb"):
+        pretrain(settings(tiny_shards, tmp_path / "run", tracker=["wanb"]))
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_shows_a_stopped_and_continued_run_as_one(tiny_shards: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs pip install tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out = tmp_path / "run"
+    changes = {"tracker": ["tensorboard"], "picture_every": 50, "steps": 100, "log_every": 5}
+    with stop_signal_after(out, 6), pytest.raises(Stopped):
+        pretrain(settings(tiny_shards, out, **changes))
+    pretrain(settings(tiny_shards, out, **changes))
+    events = EventAccumulator(str(out / "trackers" / "tensorboard"))
+    events.Reload()
+    shown = {event.step: event.value for event in events.Scalars("loss")}
+    assert len(events.Scalars("loss")) == 20
+    assert shown == {entry["step"]: pytest.approx(entry["loss"]) for entry in read_metrics(out)}
+    assert {"images_per_second", "accuracy", "learning_rate"} <= set(events.Tags()["scalars"])
+    pictures = events.Images("reconstructions")
+    assert {(picture.width, picture.height) for picture in pictures} == {(8 * 8, 3 * 8)}
+    assert [picture.step for picture in pictures][-1] == 100
+    parameters = list((out / "trackers" / "tensorboard").glob("*/hparams.yml"))
+    assert len(parameters) == 1 and "vit.width: 16" in parameters[0].read_text()

@@ -1,11 +1,14 @@
 """Progress: plain lines where nobody watches a terminal, a bar where somebody does, silence on other processes."""
 
+import io
+import os
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
 
 from mpp.stream.stall import Cost, StallClock
-from mpp.training.progress import Clock, StepProgress, shown_timing
+from mpp.training.progress import Clock, StepProgress, say, shown_timing
 
 
 @pytest.fixture
@@ -79,3 +82,27 @@ def test_a_line_shows_the_worst_wait_and_no_more_trouble_than_there_is() -> None
     assert shown_timing(timing) == {"images_per_second": 9.0, "data_wait_share": 0.1}
     timing |= {"data_wait_share_max": 0.4, "skipped": 2}
     assert shown_timing(timing) == {"images_per_second": 9.0, "data_wait_share": 0.4, "skipped": 2}
+
+
+def test_a_log_on_a_full_disk_loses_its_lines_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
+    full = io.TextIOWrapper(raw, write_through=True)
+    monkeypatch.setattr("sys.stdout", full)
+    with pytest.raises(OSError, match="No space left"):
+        print("a line", flush=True)
+    with StepProgress("pretrain", start=0, steps=2) as progress:
+        progress.show(1, {"loss": 1.0})
+    monkeypatch.undo()
+    with suppress(OSError):
+        full.close()
+
+
+def test_a_reader_who_left_is_still_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        monkeypatch.setattr("sys.stdout", pipe)
+        with pytest.raises(BrokenPipeError):
+            say("a line")
+        monkeypatch.undo()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), pipe.fileno())
