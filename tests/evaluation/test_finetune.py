@@ -15,7 +15,7 @@ from mpp.evaluation.finetune import Finetuning, TransferConfig, flops_per_image,
 from mpp.model.mixing import Mixing
 from mpp.model.tasks import Classification
 from mpp.model.vit import VitConfig
-from mpp.training.checkpoint import load_backbone
+from mpp.training.backbone import load_backbone
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ import torch
 
 from mpp.config import merge, resolve
 from mpp.errors import ConfigError, DataError, NumericsError
-from mpp.training.checkpoint import load_backbone, newest_checkpoint
+from mpp.training.backbone import load_backbone
+from mpp.training.checkpoint import newest_checkpoint
 from mpp.training.pretraining import PretrainConfig, pretrain
 from mpp.training.runs import read_metrics
 
