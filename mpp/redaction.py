@@ -18,7 +18,7 @@ _SHORTEST = 8  # characters: a shorter value of the environment is no secret and
 
 
 def names_secret(name: str) -> bool:
-    """Return whether the words of a name (``api_key``, ``accessToken``; not ``keys``, ``log_every``) tell of a secret."""
+    """Return whether the words of a name (``api_key``, ``accessToken``; not ``keys``, ``log_every``) name a secret."""
     return any(word.lower() in _SECRETS for word in _WORD.findall(name))
 
 
@@ -56,7 +56,7 @@ def _hidden(value: Any) -> Any:
 
 def _text(text: str) -> str:
     for name, value in os.environ.items():
-        if len(value) >= _SHORTEST and value in text and names_secret(name):
+        if len(value) >= _SHORTEST and value in text and names_secret(name) and name != "PWD":
             text = text.replace(value, HIDDEN)
     text = _URL.sub(lambda found: redact_url(found[0]) if re.search("[@?]", found[0]) else found[0], text)
     return _NAMED.sub(_named, text)

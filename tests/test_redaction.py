@@ -86,8 +86,9 @@ def test_what_the_environment_holds_is_hidden_in_any_text(monkeypatch: pytest.Mo
     monkeypatch.setenv("HF_TOKEN", SESAME)
     monkeypatch.setenv("SHORT_TOKEN", "the")
     monkeypatch.setenv("MPP_OTHER", "another-value")
-    shown: Any = redact(["the other", f"a{SESAME}b another-value"])
-    assert shown == ["the other", f"a{HIDDEN}b another-value"]
+    monkeypatch.setenv("PWD", "/the/folder")
+    shown: Any = redact(["the other", f"a{SESAME}b another-value", "/the/folder"])
+    assert shown == ["the other", f"a{HIDDEN}b another-value", "/the/folder"]
 
 
 def test_a_url_that_cannot_be_read_shows_its_scheme_alone() -> None:

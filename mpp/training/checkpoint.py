@@ -36,7 +36,6 @@ _MANIFEST = "manifest.json"
 _LEFT_BEHIND = re.compile(r"\.step-\d{9}\.(writing|removing)")
 _PATIENCE = 3  # saves in a row that may fail
 _LARGE = 2**30  # bytes from which on it is said that they are hashed
-_PACKAGES = ("torch", "accelerate", "timm", "numpy")
 
 
 class CheckpointStore:
@@ -270,11 +269,8 @@ def _of_the_disk(error: Exception) -> str | None:
 
 
 def _versions() -> dict[str, str]:
-    return {
-        "mpp": __version__,
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in _PACKAGES},
-    }
+    others = {name: metadata.version(name) for name in ("accelerate", "timm", "numpy")}
+    return {"mpp": __version__, "python": platform.python_version(), "torch": str(torch.__version__), **others}
 
 
 def _body_hash(body: dict[str, Any]) -> str:

@@ -208,7 +208,13 @@ class _Pretraining:
     def _save(self, step: int, *, last: bool) -> None:
         own = {"step": step, "world": self.accelerator.num_processes, "settings_sha256": settings_hash(self.settings)}
         facts: dict[str, Any] = {**own, **asdict(self.stream.state(step))}
-        self.store.save(facts, lambda folder: self.accelerator.save_state(str(folder)), last=last)
+
+        def write(folder: Path) -> None:
+            if self.run is not None:
+                self.run.flush()
+            self.accelerator.save_state(str(folder))
+
+        self.store.save(facts, write, last=last)
 
     def _leave(self) -> None:
         """Save the last step and write the backbone."""
@@ -240,7 +246,7 @@ def _note_baselines(run: Run, shards: Mixture, settings: PretrainConfig) -> None
     images, ids = (torch.cat(column) for column in zip(*parts, strict=True))
     bits = getattr(settings.task.target, "bits", 3)
     figures = trivial_baselines(images, ids, Vit(settings.vit).patch, settings.task.mask, bits, seed=settings.seed)
-    path.write_text(json.dumps(figures, indent=1) + "\n")
+    run.write(path.name, json.dumps(figures, indent=1) + "\n")
     print(
         "mean colours without learning: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()),
         flush=True,

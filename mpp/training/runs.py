@@ -9,6 +9,7 @@ STATUS             running, finished, or stopped by ...
 """
 
 import difflib
+import errno
 import hashlib
 import json
 import os
@@ -23,7 +24,7 @@ import torch
 import yaml
 
 from mpp.config import dump, read_yaml
-from mpp.disk import lock_file
+from mpp.disk import disk_errors, fsync_path, lock_file
 from mpp.errors import ConfigError, DiskError
 from mpp.redaction import redact
 
@@ -44,38 +45,69 @@ class Run:
         if (folder / "index.json").exists():
             raise ConfigError(f"{folder} holds shards, a run needs a folder of its own", fix="out=ANOTHER")
         self.folder, self._lock = folder, _locked(folder)
+        self._pending = {"metrics": "", "timing": ""}  # lines that the disk has not taken yet
         try:
-            changed = _keep_settings(folder / "config.yaml", redact(dump(settings)), allow_changed)
+            with disk_errors(folder):
+                changed = _keep_settings(folder / "config.yaml", redact(dump(settings)), allow_changed)
+                status = folder / "STATUS"
+                self.finished = status.exists() and status.read_text().strip() == FINISHED and not changed
+                if not self.finished:
+                    self.write("environment.json", json.dumps(_environment(), indent=1) + "\n")
+                    self.write("STATUS", "running\n")
         except BaseException:
             self._lock.close()
             raise
-        status = folder / "STATUS"
-        self.finished = status.exists() and status.read_text().strip() == FINISHED and not changed
-        if not self.finished:
-            (folder / "environment.json").write_text(json.dumps(_environment(), indent=1) + "\n")
-            self.status("running")
 
-    def status(self, text: str) -> None:
-        """Say in one line how the run stands."""
-        (self.folder / "STATUS").write_text(text + "\n")
+    def write(self, name: str, text: str) -> None:
+        """Write a file of the folder, whole or not at all; raise ``DiskError`` where that cannot be."""
+        with disk_errors(self.folder):
+            _write(self.folder / name, text)
 
     def rewind(self, step: int) -> None:
         """Forget metrics of steps after ``step``: they will be computed again."""
         for name in ("metrics.jsonl", "timing.jsonl"):
             path = self.folder / name
             lines = [line for line in path.read_text().splitlines() if _is_before(line, step)] if path.exists() else []
-            temporary = path.with_suffix(".writing")
-            temporary.write_text("".join(line + "\n" for line in lines))
-            temporary.replace(path)
+            self.write(name, "".join(line + "\n" for line in lines))
 
     def record(self, name: str, entry: dict[str, Any]) -> None:
-        """Append one line to ``metrics.jsonl`` or ``timing.jsonl``."""
-        with (self.folder / f"{name}.jsonl").open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        """Append one line to ``metrics.jsonl`` or ``timing.jsonl``, or keep it until the disk takes it."""
+        waiting = bool(self._pending[name])
+        self._pending[name] += json.dumps(entry) + "\n"
+        try:
+            self._append(name)
+        except OSError as error:
+            if not waiting:
+                print(f"warning: {self.folder / name}.jsonl waits: {error.strerror or error}", flush=True)
+
+    def flush(self) -> None:
+        """Bring all lines to the disk, before a checkpoint of the steps they are of; raise ``OSError``."""
+        for name in self._pending:
+            self._append(name)
+            if (self.folder / f"{name}.jsonl").exists():
+                fsync_path(self.folder / f"{name}.jsonl")
+
+    def _append(self, name: str) -> None:
+        """Append what waits, whole or not at all."""
+        path = self.folder / f"{name}.jsonl"
+        with path.open("ab", buffering=0) as file:
+            size = file.tell()
+            try:
+                written = file.write(self._pending[name].encode())
+                if written < len(self._pending[name].encode()):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                file.truncate(size)
+                raise
+        self._pending[name] = ""
 
     def close(self, status: str) -> None:
-        """Say how the run ended and let others in."""
-        self.status(status)
+        """Say how the run ended, where the disk takes it, and let others in."""
+        try:
+            self.flush()
+            self.write("STATUS", status + "\n")
+        except (OSError, DiskError) as error:
+            print(f"warning: {error}", flush=True)
         self._lock.close()
 
 
@@ -156,8 +188,12 @@ def _keys(tree: dict[str, Any], prefix: str) -> Iterator[str]:
 
 def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f"{path.name}.writing")
-    temporary.write_text(text)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _differences(old: Any, new: Any, key: str) -> Iterator[tuple[str, str]]:
