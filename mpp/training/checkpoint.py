@@ -112,7 +112,7 @@ class CheckpointStore:
         if self.accelerator.is_main_process or not only_main:
             try:
                 call()
-            except (OSError, SafetensorError, RuntimeError) as error:
+            except (OSError, DiskError, SafetensorError, RuntimeError) as error:
                 failure = _of_the_disk(error)
                 if failure is None:
                     raise
@@ -262,6 +262,8 @@ def _of_the_disk(error: Exception) -> str | None:
     """Return how a disk failed, None for an error of something else; torch and safetensors hide the number."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
+    if isinstance(error, DiskError):
+        return str(error).partition("\n")[0]
     if isinstance(error, SafetensorError):
         return str(error) if "I/O" in str(error) else None
     torn = "inline_container" in str(error) or "PytorchStreamWriter" in str(error) or "iostream" in str(error)

@@ -211,7 +211,7 @@ class _Pretraining:
 
         def write(folder: Path) -> None:
             if self.run is not None:
-                self.run.flush()
+                self.run.finish_lines()
             self.accelerator.save_state(str(folder))
 
         self.store.save(facts, write, last=last)

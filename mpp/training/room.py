@@ -3,10 +3,9 @@
 import os
 import resource
 from pathlib import Path
-from typing import Any
 
-import torch
 from accelerate import Accelerator
+from torch import nn
 
 from mpp.errors import DiskError
 
@@ -14,19 +13,20 @@ _MOMENTS = 2 * 4  # bytes a weight: no optimizer of ours holds more than two num
 _MASTER = 4  # bytes a weight: DeepSpeed's fp32 copy
 
 
-def state_bytes(accelerator: Accelerator) -> int:
+def state_bytes(accelerator: Accelerator, *beside: nn.Module) -> int:
     """Return how many bytes a checkpoint of what is prepared will have, about and rather too many.
 
-    Weights, two moments of each that is trained, and whatever else is registered; over all processes.
+    Weights, two moments of each that is trained, and the weights of what is saved ``beside``; over all processes.
     """
-    total, sharded = 0, accelerator.state.deepspeed_plugin is not None
+    total = 0
+    sharded = accelerator.state.deepspeed_plugin is not None
     for model in accelerator._models:
         for weight in model.parameters():
             number = getattr(weight, "ds_numel", weight.numel())  # ZeRO 3 leaves a process with its share
             per_weight = weight.element_size() + (_MASTER if sharded else 0)
             total += number * (per_weight + (_MOMENTS if weight.requires_grad else 0))
         total += sum(buffer.nbytes for buffer in model.buffers())
-    return total + sum(_tensor_bytes(state.state_dict()) for state in accelerator._custom_objects)
+    return total + sum(int(value.nbytes) for module in beside for value in module.state_dict().values())
 
 
 def check_room(folder: Path, size: int, *, kept: int, have: int) -> None:
@@ -56,10 +56,3 @@ def shortage(folder: Path, size: int) -> str:
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     limited = f", and no file may have more than {limit:,} (ulimit -f)" if 0 <= limit < size else ""
     return f"about {size:,} bytes are needed, {free_bytes(folder):,} are free{limited}"
-
-
-def _tensor_bytes(tree: Any) -> int:
-    if isinstance(tree, torch.Tensor):
-        return tree.nbytes
-    below = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
-    return sum(map(_tensor_bytes, below))

@@ -80,12 +80,14 @@ class Run:
             if not waiting:
                 print(f"warning: {self.folder / name}.jsonl waits: {error.strerror or error}", flush=True)
 
-    def flush(self) -> None:
-        """Bring all lines to the disk, before a checkpoint of the steps they are of; raise ``OSError``."""
-        for name in self._pending:
-            self._append(name)
-            if (self.folder / f"{name}.jsonl").exists():
-                fsync_path(self.folder / f"{name}.jsonl")
+    def finish_lines(self) -> None:
+        """Bring all lines to the disk, before a checkpoint of the steps they are of; raise ``DiskError``."""
+        with disk_errors(self.folder):
+            for name, lines in self._pending.items():
+                if lines:
+                    self._append(name)
+                if (self.folder / f"{name}.jsonl").exists():
+                    fsync_path(self.folder / f"{name}.jsonl")
 
     def _append(self, name: str) -> None:
         """Append what waits, whole or not at all."""
@@ -104,7 +106,7 @@ class Run:
     def close(self, status: str) -> None:
         """Say how the run ended, where the disk takes it, and let others in."""
         try:
-            self.flush()
+            self.finish_lines()
             self.write("STATUS", status + "\n")
         except (OSError, DiskError) as error:
             print(f"warning: {error}", flush=True)

@@ -33,12 +33,15 @@ class Done(NamedTuple):
 
 
 class CommandServer:
-    """The process that forks, while open."""
+    """The process that forks, while open; ``prefix`` is a command that starts it."""
+
+    def __init__(self, *prefix: str) -> None:
+        self.prefix = prefix
 
     def __enter__(self) -> "CommandServer":
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [*self.prefix, sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         return self
@@ -50,6 +53,10 @@ class CommandServer:
         self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
+
+    def place(self, path: Path) -> Path:
+        """Return the path by which other processes find what the server calls ``path``, on its own mounts."""
+        return Path(f"/proc/{self._process.pid}/root{path}")
 
     def run(
         self,

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
+from mpp.disk import fsync_path
 from mpp.errors import CheckpointError, DiskError
 from mpp.training.checkpoint import CheckpointStore, complete_checkpoints, newest_checkpoint, verify
 
@@ -52,6 +53,28 @@ def test_the_newest_is_found_and_two_are_kept(store: CheckpointStore) -> None:
     assert facts == {"step": 10, "lanes": [1, 2]}
     assert [folder.name for folder in complete_checkpoints(store.folder)] == ["step-000000010", "step-000000002"]
     assert sorted(os.listdir(store.folder)) == ["step-000000002", "step-000000010"]
+
+
+def test_everything_is_on_the_disk_before_the_name_is_and_the_name_before_the_oldest_goes(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(store, 1)
+    save(store, 2)
+    events: list[str] = []
+
+    def synced(path: Path) -> None:
+        fsync_path(path)
+        events.append(str(path.relative_to(store.folder)))
+
+    monkeypatch.setattr("mpp.training.checkpoint.fsync_path", synced)
+    monkeypatch.setattr("mpp.training.checkpoint.reach", lambda place, step: events.append(place))
+    save(store, 3)
+    new = ".step-000000003.writing"
+    assert events[:3] == ["save.begin", "save.folder", "save.written"]
+    assert sorted(events[3:8]) == sorted([*(f"{new}/{name}" for name in FILES), f"{new}/shards"])
+    written = ["save.synced", f"{new}/manifest.json", new, "save.manifest"]
+    assert events[8:12] == written
+    assert events[12:] == ["save.rename", "save.renamed", ".", "save.safe", "save.removing", "save.end"]
 
 
 def test_the_manifest_names_every_file_and_what_wrote_it(store: CheckpointStore) -> None:

@@ -145,8 +145,8 @@ def test_lines_that_a_full_disk_does_not_take_are_written_when_it_does(
     try:
         run.record("metrics", {"step": 2})
         run.record("metrics", {"step": 3})
-        with pytest.raises(OSError):
-            run.flush()
+        with pytest.raises(DiskError):
+            run.finish_lines()
         with pytest.raises(DiskError, match=r"cannot write"):
             run.write("baselines.json", "x" * 100)
         assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
@@ -155,7 +155,7 @@ def test_lines_that_a_full_disk_does_not_take_are_written_when_it_does(
         signal.signal(signal.SIGXFSZ, handler)
     assert capsys.readouterr().out.count("warning: ") == 1
     run.record("metrics", {"step": 4})
-    run.flush()
+    run.finish_lines()
     assert [entry["step"] for entry in read_metrics(tmp_path)] == [1, 2, 3, 4]
     assert not list(tmp_path.glob("baselines*")), "nothing half written is left"
     run.close("finished")

@@ -127,24 +127,32 @@ def test_a_small_disk_is_refused_before_the_first_step_and_a_full_one_loses_noth
 ) -> None:
     if subprocess.run(["unshare", "-Urm", "true"], capture_output=True).returncode:
         pytest.skip("this machine does not let a user mount a file system of his own")
-    (tmp_path / "disk").mkdir()
-    train = f"{sys.executable} -m mpp.pretrain --config {config} shards={tiny_shards} out={tmp_path}/disk/run"
-    script = f"""
-        mount -t tmpfs -o size=120k none {tmp_path}/disk || exit 99
-        {train}; echo code $? ; ls -A {tmp_path}/disk/run/checkpoints
-        mount -t tmpfs -o size=10M none {tmp_path}/disk
-        {train} steps=4; echo code $?
-        head -c 20M /dev/zero > {tmp_path}/disk/big; head -c 4096 /dev/null > {tmp_path}/disk/last
-        {train} steps=8 allow_changed=[steps]; echo code $?; ls -A {tmp_path}/disk/run/checkpoints
-        rm {tmp_path}/disk/big
-        {train} steps=8 allow_changed=[steps]; echo code $?
-    """
-    done = subprocess.run(["unshare", "-Urm", "bash", "-c", script], capture_output=True, text=True, cwd=ROOT)
-    said = done.stdout + done.stderr
-    assert done.returncode != 99, said
-    assert re.findall(r"code (\d+)", done.stdout) == ["7", "0", "7", "0"], said
-    assert re.search(r"no room for checkpoints of [\d,]+ bytes.* [\d,]+ bytes are needed, [\d,]+ are free", said), said
-    assert "Traceback" not in said
+    small, large = tmp_path / "small", tmp_path / "large"
+    small.mkdir()
+    large.mkdir()
+    mount = f'mount -t tmpfs -o size=120k none {small} && mount -t tmpfs -o size=10M none {large} && exec "$@"'
+    with CommandServer("unshare", "-Urm", "sh", "-c", mount, "sh") as server:
+
+        def train(disk: Path, *words: str) -> Done:
+            given = ["--config", str(config), f"shards={tiny_shards}", f"out={disk / 'run'}", *words]
+            return server.run(given, tmp_path / "log")
+
+        refused = train(small)
+        assert refused.code == 7
+        room = r"no room for checkpoints of [\d,]+ bytes.* [\d,]+ bytes are needed, [\d,]+ are free"
+        assert re.search(room, refused.output) and str(small) in refused.output
+        assert not server.place(small / "run" / "metrics.jsonl").exists()
+        assert train(large, "steps=4").code == 0
+        big = server.place(large / "big")
+        with pytest.raises(OSError), big.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(2**16))
+        full = train(large, "steps=8", "allow_changed=[steps]")
+        assert full.code == 7 and str(large) in full.output and "Traceback" not in full.output
+        assert verify(complete_checkpoints(server.place(large / "run" / "checkpoints"))[0])["step"] == 4
+        assert not list(server.place(large / "run").glob("**/*.writing"))
+        big.unlink()
+        assert train(large, "steps=8", "allow_changed=[steps]").code == 0
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
