@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn
 
+_DEADLINE = 150  # seconds until a run that hangs is killed
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -102,6 +103,7 @@ def serve() -> None:
 
 def _run(main: Any, request: dict[str, Any], rank: int, launched: dict[str, str]) -> NoReturn:
     code = 1
+    signal.alarm(_DEADLINE)
     try:
         output = os.open(request["logs"][rank], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)

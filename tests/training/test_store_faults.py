@@ -115,6 +115,20 @@ def test_after_three_saves_in_a_row_that_fail_the_run_stops(command: Command, tm
     assert (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") == 6
 
 
+def test_no_checkpoint_is_ahead_of_the_metrics_that_a_disk_does_not_take(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    first = json.dumps({"step": 0, "long": "x" * 200_000}) + "\n"
+    (tmp_path / "run" / "metrics.jsonl").write_text(first)
+    done = command(file_bytes=len(first) + 1200)  # room for the checkpoints, and for some lines
+    assert done.code == 7 and "metrics.jsonl waits: " in done.output
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert 4 <= steps[-1] < 8
+    assert os.listdir(tmp_path / "run" / "checkpoints") == ["step-000000004"]
+    assert command().code == 0
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(17))
+
+
 def test_a_save_that_fails_at_a_stop_says_what_stands(command: Command, undisturbed: Path, tmp_path: Path) -> None:
     done = command(fault="term@save.begin:8,raise-disk@save.manifest:9")
     assert done.code == 7 and "step-000000008 stands" in done.output
