@@ -25,6 +25,10 @@ import pydantic_core
 import yaml
 
 from mpp.errors import ConfigError
+from mpp.redaction import HIDDEN, names_secret, redact
+
+_MOST_BYTES = 2**20  # of a YAML file; configs have a few thousand
+_DEEPEST = 32  # mappings and lists in one another
 
 T = TypeVar("T")
 Tree = dict[str, Any]
@@ -72,7 +76,7 @@ def parse(cls: type[T], argv: Sequence[str], *, prog: str, about: str, positiona
         tree = merge(tree, _parse_override(override))
     resolved = resolve(cls, tree, where=prog, fix=f"{prog} --help")
     if "--print-config" in flags:
-        print(yaml.safe_dump(dump(resolved), sort_keys=False), end="")
+        print(yaml.safe_dump(redact(dump(resolved)), sort_keys=False), end="")
         raise SystemExit(0)
     return resolved
 
@@ -111,11 +115,16 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
 def read_yaml(file: Path) -> Tree:
     """Read one YAML mapping; raise ``ConfigError`` for anything else (tags, aliases, lists, no such file)."""
     try:
-        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_PlainLoader)
+        with file.open("rb") as source:
+            data = source.read(_MOST_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror or error}", fix="name a YAML file that can be read") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not plain YAML: {' '.join(str(error).split())}") from None
+    if len(data) > _MOST_BYTES:
+        raise ConfigError(f"{file} has more than {_MOST_BYTES:,} bytes", fix="name a YAML file of settings")
+    try:
+        tree = _load_plain(data.decode())
+    except ValueError as error:
+        raise ConfigError(f"{file} is not plain YAML: {error}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -139,12 +148,19 @@ def describe(cls: type, *, prog: str, about: str, positional: Sequence[str] = ()
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without tags that build objects, aliases (which can grow without bound) and keys given twice."""
+    """YAML without tags that build objects, aliases (which can grow without bound), depths and keys given twice."""
+
+    depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not allowed")
-        return super().compose_node(parent, index)
+        self.depth += 1
+        if self.depth > _DEEPEST:
+            raise yaml.YAMLError(f"more than {_DEEPEST} mappings and lists in one another")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         mapping = super().construct_mapping(node, deep=deep)
@@ -155,12 +171,26 @@ class _PlainLoader(yaml.SafeLoader):
         return mapping
 
 
+def _load_plain(text: str) -> Any:
+    """Return what plain YAML holds; raise ``ValueError`` saying what and where, but quoting nothing of the text."""
+    try:
+        return yaml.load(text, Loader=_PlainLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ValueError(f"{error.problem or error.context}{where}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+
+
 def _parse_override(word: str) -> Tree:
     key, _, text = word.partition("=")
     try:
-        value: Any = yaml.load(text, Loader=_PlainLoader) if text else ""
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{word}: the value is not plain YAML: {' '.join(str(error).split())}") from None
+        value: Any = _load_plain(text) if text else ""
+    except ValueError as error:
+        if names_secret(key):
+            raise ConfigError(f"{key}={HIDDEN} is not plain YAML") from None
+        raise ConfigError(f"{word}: the value is not plain YAML: {error}") from None
     for name in reversed(key.split(".")):
         value = {name: value}
     return typing.cast(Tree, value)
@@ -274,7 +304,7 @@ def _explain(cls: type, detail: Any) -> str:
     if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
         found = f"{detail['ctx']['tag']!r} is unknown" if "tag" in detail["ctx"] else "required"
         return f"{key}.kind: {found}; one of {', '.join(kinds)}"
-    value = detail.get("input")
+    value = HIDDEN if any(map(names_secret, names)) else redact(detail.get("input"))
     if kinds and not isinstance(value, Mapping):
         return f"{key}: got {value!r}; write {key}.kind=..., one of {', '.join(kinds)}"
     if detail["type"] in ("tuple_type", "list_type"):

@@ -8,6 +8,9 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from types import TracebackType
+
+from mpp.redaction import redact
 
 
 class MppError(Exception):
@@ -64,20 +67,30 @@ class Stopped(MppError):
 def exit_code_of(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None) -> int:
     """Run ``command(argv)``; print an expected failure in one message and return its exit code.
 
-    ``-v`` anywhere in ``argv`` adds the traceback. Errors that are not ``MppError`` are bugs and propagate.
+    ``-v`` anywhere in ``argv`` adds the traceback. Errors that are not ``MppError`` are bugs and propagate. Nothing
+    that is printed here holds a secret.
     """
+    os.environ.setdefault("DO_NOT_TRACK", "1")  # no telemetry of the libraries that a command starts
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbose = "-v" in arguments
     try:
         command([argument for argument in arguments if argument != "-v"])
     except MppError as error:
         if verbose:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+            print(redact(traceback.format_exc()), file=sys.stderr, end="")
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:  # whoever reads our output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception:
+        sys.excepthook = _show_bug
+        raise
     return 0
+
+
+def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback of a bug, without the secrets in its message."""
+    print(redact("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")

@@ -308,3 +308,64 @@ def test_text_or_a_list_of_text_and_groups_may_be_given() -> None:
 def test_a_mistake_in_a_list_is_told_once_and_where_it_is(sources: Any, line: str) -> None:
     lines = _message(lambda: resolve(Mixed, {"sources": sources})).splitlines()
     assert lines[1:] == [f"  {line}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &a [1]\nb: [*a, *a]\n", "aliases (*name) are not allowed"),
+        ("&x a: 1\n? [" + "[" * 100 + "]" * 100 + "]\n: 1\n", "in one another"),
+        ("[" * 500 + "]" * 500, "in one another"),
+        ("{a: " * 40 + "1" + "}" * 40, "in one another"),
+        ("a: " + "1" * 5000, "is not plain YAML"),
+        ("a: 2024-13-45", "is not plain YAML"),
+        ("#" * 2**20 + "\na: 1", "more than 1,048,576 bytes"),
+        ("a: !!python/object/apply:os.system ['touch marker']", "python/object/apply:os.system"),
+    ],
+)
+def test_yaml_that_grows_or_runs_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(text)
+    assert message in _message(lambda: read_yaml(file))
+    assert not (tmp_path / "marker").exists() and not Path("marker").exists()
+
+
+@config
+class Tracker:
+    """Settings of which one is a secret."""
+
+    api_key: str = ""
+    url: str = ""
+    steps: int = 1
+
+
+SESAME = "open-sesame-123"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [f"api_key=[{SESAME}]"],
+        [f"api_key={{{SESAME}: "],
+        [f"api_key=!!python/name:{SESAME}"],
+        [f"api.key.password={SESAME}"],
+        ["steps=x", f"url={{a: 'https://me:{SESAME}@host/'}}"],
+        [f"--api-key={SESAME}"],
+        [f"https://me:{SESAME}@host/x"],
+        [f"{{url: https://host/?token={SESAME}"],
+    ],
+)
+def test_no_message_about_a_setting_shows_a_secret(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    from mpp.errors import exit_code_of
+
+    assert exit_code_of(lambda argv: print(parse(Tracker, argv, prog="x", about="")), [*words, "-v"]) == 2
+    assert SESAME not in "".join(capsys.readouterr())
+
+
+def test_neither_does_the_printed_config_or_a_damaged_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(Tracker, [f"api_key={SESAME}", "steps=3", "--print-config"], prog="x", about="")
+    printed = capsys.readouterr().out
+    assert SESAME not in printed and "steps: 3" in printed
+    (tmp_path / "x.yaml").write_text(f"api_key: [{SESAME}\nsteps: 3")
+    assert SESAME not in _message(lambda: read_yaml(tmp_path / "x.yaml"))

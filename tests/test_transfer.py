@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mpp.training.checkpoint import BACKBONE
+from mpp.training.backbone import BACKBONE
 from mpp.transfer import main
 
 FAST = ["steps=2", "global_batch=16", "stream.workers=0", "view.crop=pad"]

@@ -25,6 +25,7 @@ from mpp.shards.indexing import open_any
 from mpp.training.devices import open_accelerator
 from mpp.training.pretraining import PretrainConfig, PretrainRecipe, pretrain
 from mpp.training.runs import FINISHED, Run
+from mpp.training.together import from_main
 
 Arm = Literal["masked", "supervised", "scratch"]
 
@@ -84,8 +85,13 @@ def compare(settings: CompareConfig) -> Comparison:
     """
     arms, notes = _possible_arms(settings)  # first: bad input leaves no folder behind
     accelerator = open_accelerator(settings.transfer.precision)
-    run = Run(Path(settings.out), settings) if accelerator.is_main_process else None
-    accelerator.wait_for_everyone()
+    run: Run | None = None
+
+    def begin() -> None:
+        nonlocal run
+        run = Run(Path(settings.out), settings)
+
+    from_main(accelerator, begin)
     try:
         comparison = _Parts(settings, arms, notes, accelerator.is_main_process).finish()
     except BaseException:

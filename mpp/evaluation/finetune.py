@@ -31,7 +31,7 @@ from mpp.stream.device import OnDevice
 from mpp.stream.loader import StreamConfig, TrainStream, evaluation_batches
 from mpp.stream.order import Ints
 from mpp.stream.views import ViewConfig
-from mpp.training.checkpoint import Backbone, load_backbone
+from mpp.training.backbone import Backbone, load_backbone
 from mpp.training.devices import Precision, divide_batch, open_accelerator, prepare
 from mpp.training.loop import Plan, Trainer
 from mpp.training.optim import OptimizerConfig, Schedule, Sgd, build_optimizer

@@ -10,9 +10,10 @@ import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from pathlib import Path
 from typing import BinaryIO, TypeVar
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 from mpp.errors import ConfigError
+from mpp.redaction import redact_url
 from mpp.sources.answers import QUOTED, Answer, Range, range_answer, whole_answer, whole_file
 from mpp.sources.files import MAX_FILE_BYTES, check_bytes, printable, read_file
 
@@ -63,17 +64,8 @@ def check_public(url: str) -> None:
 
 
 def redact(url: str) -> str:
-    """Return a URL as it may be shown: without user and password, and without the values in its query."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return f"{scheme_of(url)}://..."
-    query = "&".join(f"{key}=..." if equals else "..." for key, equals, _ in _pairs(parts.query))
-    return printable(urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, query, "")))
-
-
-def _pairs(query: str) -> list[tuple[str, str, str]]:
-    return [pair.partition("=") for pair in query.split("&")] if query else []
+    """Return a URL as it may be shown: in one line, without user and password, and without the values in its query."""
+    return printable(redact_url(url))
 
 
 def nothing() -> None:

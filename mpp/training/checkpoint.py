@@ -1,91 +1,174 @@
-"""Atomic, verified checkpoints of a run, and the backbone file that leaves it.
+"""Atomic, verified checkpoints of a run.
 
 A checkpoint is a folder `step-000000100`. It is written under a temporary name, every file hashed and fsynced,
 the manifest written last, then renamed; only after that the oldest goes. Loading verifies the manifest: a damaged
-checkpoint is renamed `.corrupt` (never deleted) and the one before is used.
+checkpoint is renamed `.corrupt` (never deleted) and the one before is used. What is not data alone is not loaded.
 """
 
 import hashlib
 import json
+import os
+import platform
+import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
 
-from mpp.config import dump, resolve
+from mpp import __version__
 from mpp.disk import fsync_path
-from mpp.errors import CheckpointError, ConfigError, DiskError, NumericsError
-from mpp.model.encoders import Encoder
-from mpp.model.families import VitConfig
+from mpp.errors import CheckpointError, DiskError
+from mpp.faults import reach
+from mpp.training.inert import check_inert, only_data
+from mpp.training.room import check_room, shortage
+from mpp.training.together import from_main
 
-_MANIFEST = "manifest.json"
-BACKBONE = "backbone.safetensors"
 CHECKPOINTS = "checkpoints"
+KEPT = 2
+_MANIFEST = "manifest.json"
+_LEFT_BEHIND = re.compile(r"\.step-\d{9}\.(writing|removing)")
+_PATIENCE = 3  # saves in a row that may fail
+_LARGE = 2**30  # bytes from which on it is said that they are hashed
 
 
 class CheckpointStore:
-    """The checkpoints of one run folder; the two newest are kept. All processes call its methods together."""
+    """The checkpoints of one run folder; the two newest are kept. All processes call its methods together.
+
+    Only the process that has the lock of the run may have one: what killed ones left behind is removed.
+    """
 
     def __init__(self, folder: Path, accelerator: Accelerator) -> None:
         self.folder, self.accelerator = folder, accelerator
+        self._bytes = 0  # of a checkpoint, about
+        self._failed = 0  # saves in a row
 
-    def save(self, facts: dict[str, Any], write: Callable[[Path], None]) -> None:
-        """Save what ``write(folder)`` writes, with ``facts`` (JSON values; "step" among them) in the manifest."""
-        name = f"step-{facts['step']:09d}"
-        temporary = self.folder / f".{name}.writing"
-        if self.accelerator.is_main_process:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        self.accelerator.wait_for_everyone()
-        try:
-            write(temporary)
-            self.accelerator.wait_for_everyone()
-            if self.accelerator.is_main_process:
-                _commit(temporary, self.folder / name, facts)
-        except (OSError, SafetensorError, RuntimeError) as error:  # what torch and safetensors raise on a full disk
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise DiskError(
-                f"cannot save a checkpoint into {self.folder}: {error}", fix="free space, then the same command"
-            ) from error
-        if self.accelerator.is_main_process:
-            for old in complete_checkpoints(self.folder)[2:]:
-                shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()
+    def save(self, facts: dict[str, Any], write: Callable[[Path], None], *, last: bool = False) -> bool:
+        """Save what ``write(folder)`` writes, with ``facts`` (JSON values; "step" among them) in the manifest.
+
+        Where the disk does not take it, says so and returns False: what was saved before stands. Raises ``DiskError``
+        instead where it is the third time in a row or the ``last`` chance.
+        """
+        final = self.folder / f"step-{facts['step']:09d}"
+        temporary = self.folder / f".{final.name}.writing"
+        failure = (
+            self._attempt(lambda: _emptied(temporary, facts["step"]), only_main=True)
+            or self._attempt(lambda: write(temporary))
+            or self._attempt(lambda: self._commit(temporary, final, facts), only_main=True)
+        )
+        if failure is None:
+            self._failed = 0
+            return True
+        self._failed += 1
+        message = from_main(self.accelerator, lambda: self._given_up(temporary, failure))
+        if last or self._failed == _PATIENCE:
+            raise DiskError(message, fix="make room, then the same command continues the run")
+        self.accelerator.print(f"warning: {message}; training goes on, the next save is tried", flush=True)
+        return False
 
     def latest(self) -> tuple[Path, dict[str, Any]] | None:
         """Return the newest checkpoint that verifies, with its facts; None where there is none.
 
-        Raises ``CheckpointError``, with each one's reason, where there are checkpoints and all are damaged.
+        Raises ``CheckpointError``, with each one's reason, where there are checkpoints and all are damaged, and where
+        the newest holds more than data.
         """
-        choice: list[Any] = [None]
-        if self.accelerator.is_main_process:
-            choice = [self._verified()]
-        broadcast_object_list(choice)
-        if isinstance(choice[0], str):
-            raise CheckpointError(choice[0], fix=f"remove {self.folder} to begin anew")
-        return (Path(choice[0][0]), choice[0][1]) if choice[0] else None
+        return from_main(self.accelerator, self._latest)
 
-    def _verified(self) -> tuple[str, dict[str, Any]] | str | None:
+    def load(self, checkpoint: Path) -> None:
+        """Load a checkpoint into all that is prepared; raise ``CheckpointError`` where it does not fit."""
+        try:
+            with only_data():
+                self.accelerator.load_state(str(checkpoint))
+        except (torch.OutOfMemoryError, torch.distributed.DistError):
+            raise
+        except (RuntimeError, ValueError, KeyError, OSError) as error:
+            reason = " ".join(str(error).split())[:500]
+            raise CheckpointError(
+                f"checkpoint {checkpoint} does not fit what is trained: {reason}",
+                fix="the settings and the launch that it was written with, or out=ANOTHER",
+            ) from error
+
+    def check_room(self, size: int) -> None:
+        """Raise ``DiskError`` where the checkpoints to come, of about ``size`` bytes, do not fit on the disk."""
+        self._bytes = size
+
+        def check() -> None:
+            found = complete_checkpoints(self.folder)
+            if found:
+                self._bytes = sum(path.stat().st_size for path in _files(found[0]))
+            check_room(self.folder, self._bytes, kept=KEPT, have=len(found))
+
+        from_main(self.accelerator, check)
+
+    def _attempt(self, call: Callable[[], None], *, only_main: bool = False) -> str | None:
+        """Call on every process, or the main one; return, on all alike, why one's disk did not take it."""
+        failure = None
+        if self.accelerator.is_main_process or not only_main:
+            try:
+                call()
+            except (OSError, DiskError, SafetensorError, RuntimeError) as error:
+                failure = _of_the_disk(error)
+                if failure is None:
+                    raise
+        return next(filter(None, gather_object([failure])), None)
+
+    def _commit(self, temporary: Path, final: Path, facts: dict[str, Any]) -> None:
+        step = facts["step"]
+        reach("save.written", step)
+        paths = _files(temporary)
+        for path in [*paths, *(path for path in temporary.rglob("*") if path.is_dir())]:
+            fsync_path(path)
+        reach("save.synced", step)
+        body = {"facts": facts, "files": _hashed(temporary, paths, "saved"), "versions": _versions()}
+        manifest = temporary / _MANIFEST
+        manifest.write_text(json.dumps({**body, "sha256": _body_hash(body)}, indent=1))
+        fsync_path(manifest)
+        fsync_path(temporary)
+        reach("save.manifest", step)
+        if final.exists():  # put there by someone else: the run has been continued from one before
+            _remove(final)
+        reach("save.rename", step)
+        temporary.rename(final)
+        reach("save.renamed", step)
+        fsync_path(self.folder)
+        reach("save.safe", step)
+        self._bytes = sum(size for size, _ in body["files"].values())
+        for old in complete_checkpoints(self.folder)[KEPT:]:
+            _remove(old, step)
+        reach("save.end", step)
+
+    def _given_up(self, temporary: Path, reason: str) -> str:
+        shutil.rmtree(temporary, ignore_errors=True)
+        stands = next((path.name for path in complete_checkpoints(self.folder)), None)
+        rest = f"{stands} stands" if stands else "there is no earlier one"
+        return f"cannot save a checkpoint into {self.folder}: {reason}; {shortage(self.folder, self._bytes)}; {rest}"
+
+    def _latest(self) -> tuple[Path, dict[str, Any]] | None:
+        for path in self.folder.glob(".step-*"):
+            if _LEFT_BEHIND.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
         reasons = []
         for path in complete_checkpoints(self.folder):
             try:
-                return str(path), verify(path)
+                facts = verify(path)
             except CheckpointError as error:
-                reasons.append(str(error))
-                print(f"warning: {error}; it is set aside as {path.name}.corrupt, the one before is used", flush=True)
-                path.rename(path.with_name(path.name + ".corrupt"))
-        set_aside = sorted(path.name for path in self.folder.glob("*.corrupt"))
-        if not set_aside:
+                aside = _set_aside(path)
+                reasons.append(f"{error} (now {aside.name})")
+                print(f"warning: {error}; it is set aside as {aside.name}, the one before is used", flush=True)
+                continue
+            check_inert(path)
+            return path, facts
+        aside_before = sorted(path.name for path in self.folder.glob("step-*.corrupt*"))
+        if not aside_before:
             return None
-        return "\n  ".join([f"every checkpoint is damaged, {', '.join(set_aside)} are set aside", *reasons])
+        listed = "\n  ".join([f"every checkpoint is damaged, {', '.join(aside_before)} are set aside", *reasons])
+        raise CheckpointError(listed, fix=f"a copy of one of them as it was, or remove {self.folder} to begin anew")
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -105,94 +188,97 @@ def newest_checkpoint(run: Path) -> Path:
 def verify(checkpoint: Path) -> dict[str, Any]:
     """Check every file of a checkpoint against its manifest and return the facts; raise ``CheckpointError``."""
     try:
-        manifest = json.loads((checkpoint / _MANIFEST).read_text())
-        files, facts = manifest["files"], manifest["facts"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        body = json.loads((checkpoint / _MANIFEST).read_text())
+        saved_as, files, facts = body.pop("sha256"), body["files"], dict(body["facts"])
+        intact = saved_as == _body_hash(body)
+        sizes = {str(name): int(size) for name, (size, _) in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"checkpoint {checkpoint} has no readable manifest ({type(error).__name__})") from None
-    for name, (size, digest) in files.items():
-        path = checkpoint / name
-        if not path.is_file() or path.stat().st_size != size:
-            raise CheckpointError(f"checkpoint {checkpoint}: {name} is missing or not of {size} bytes")
-        if _sha256(path) != digest:
+    if not intact:
+        raise CheckpointError(f"checkpoint {checkpoint}: {_MANIFEST} does not have the sha256 it was saved with")
+    try:
+        found = {str(path.relative_to(checkpoint)): path for path in checkpoint.rglob("*") if not path.is_dir()}
+        found.pop(_MANIFEST)
+        links = [path for path in (checkpoint, *checkpoint.rglob("*")) if path.is_symlink()]
+        if links:
+            raise CheckpointError(f"checkpoint {checkpoint}: {links[0].name} is a link")
+        for name, size in sizes.items():
+            if name not in found or found[name].stat().st_size != size:
+                raise CheckpointError(f"checkpoint {checkpoint}: {name} is missing or not of {size} bytes")
+        if more := sorted(found.keys() - sizes.keys()):
+            raise CheckpointError(f"checkpoint {checkpoint}: {more[0]} is none of its files")
+        hashes = _hashed(checkpoint, list(found.values()), "verified")
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {checkpoint} cannot be read: {error}") from None
+    for name, (_, digest) in files.items():
+        if hashes[name][1] != digest:
             raise CheckpointError(f"checkpoint {checkpoint}: {name} does not have the sha256 it was saved with")
-    assert isinstance(facts, dict)
     return facts
 
 
-@dataclass(frozen=True)
-class Backbone:
-    """A ViT's settings and weights, and where they come from."""
-
-    vit: VitConfig
-    weights: dict[str, Tensor]
-    origin: str
+def _emptied(folder: Path, step: int) -> None:
+    reach("save.begin", step)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    reach("save.folder", step)
 
 
-def save_backbone(path: Path, vit: Encoder, origin: str) -> None:
-    """Write a network's weights, with its settings and their hash in the header, atomically as safetensors.
-
-    Raises ``NumericsError`` for weights that are not finite, ``DiskError`` where the file cannot be written.
-    """
-    weights = {name: value.detach().cpu().contiguous() for name, value in vit.timm.state_dict().items()}
-    if not all(bool(value.isfinite().all()) for value in weights.values()):
-        raise NumericsError(
-            "the trained weights are not finite", fix="a lower learning rate, clip=1, or precision=fp32"
-        )
-    header = {"mpp": json.dumps({"vit": dump(vit.settings), "origin": origin, "sha256": _weights_hash(weights)})}
-    temporary = path.with_name(f".{path.name}.writing")
-    try:
-        save_file(weights, temporary, header)
-        fsync_path(temporary)
-        temporary.replace(path)
-        fsync_path(path.parent)
-    except (OSError, SafetensorError) as error:
-        raise DiskError(f"cannot write the backbone {path}: {error}") from error
+def _files(checkpoint: Path) -> list[Path]:
+    return sorted(path for path in checkpoint.rglob("*") if path.is_file())
 
 
-def load_backbone(source: str) -> Backbone:
-    """Read the backbone file ``source``, or that of the run folder ``source``; raise ``CheckpointError``."""
-    path = Path(source)
-    path = path / BACKBONE if path.is_dir() else path
-    fix = "backbone=RUN, the folder of a finished `mpp pretrain`, or its backbone.safetensors"
-    if not path.is_file():
-        raise CheckpointError(f"no backbone at {path}", fix=fix)
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["mpp"])
-            names = file.keys()
-            weights = {name: file.get_tensor(name) for name in names}
-        vit = resolve(VitConfig, header["vit"], where=str(path))
-    except (SafetensorError, OSError, KeyError, ValueError, ConfigError) as error:
-        raise CheckpointError(f"{path} is not a backbone that mpp wrote ({error})", fix=fix) from error
-    if _weights_hash(weights) != header["sha256"]:
-        raise CheckpointError(
-            f"{path} is damaged: its weights do not have the hash they were written with", fix="take another copy"
-        )
-    return Backbone(vit, weights, str(header["origin"]))
+def _hashed(folder: Path, paths: list[Path], done: str) -> dict[str, tuple[int, str]]:
+    """Return size and sha256 of files by their names below ``folder``; several are hashed at once."""
+    sizes = [path.stat().st_size for path in paths]
+    if sum(sizes) >= _LARGE:
+        print(f"{folder.name.strip('.')}: {sum(sizes) / 2**30:,.1f} GiB are being {done}", flush=True)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:  # hashlib lets other threads run
+        digests = list(threads.map(_sha256, paths))
+    names = [str(path.relative_to(folder)) for path in paths]
+    return {name: (size, digest) for name, size, digest in zip(names, sizes, digests, strict=True)}
 
 
-def _commit(temporary: Path, final: Path, facts: dict[str, Any]) -> None:
-    files = {}
-    for path in sorted(path for path in temporary.rglob("*") if path.is_file()):
-        fsync_path(path)
-        files[str(path.relative_to(temporary))] = (path.stat().st_size, _sha256(path))
-    manifest = temporary / _MANIFEST
-    manifest.write_text(json.dumps({"facts": facts, "files": files, "torch": torch.__version__}, indent=1))
-    fsync_path(manifest)
-    fsync_path(temporary)
-    if final.exists():
-        shutil.rmtree(final)
-    temporary.rename(final)
-    fsync_path(final.parent)
+def _remove(checkpoint: Path, step: int | None = None) -> None:
+    """Remove a checkpoint so that one half removed is not taken for a damaged one."""
+    going = checkpoint.with_name(f".{checkpoint.name}.removing")
+    shutil.rmtree(going, ignore_errors=True)
+    checkpoint.rename(going)
+    reach("save.removing", step)
+    shutil.rmtree(going)
+
+
+def _set_aside(checkpoint: Path) -> Path:
+    """Rename a damaged checkpoint to a name that nothing has yet."""
+    aside = checkpoint.with_name(f"{checkpoint.name}.corrupt")
+    number = 2
+    while aside.exists() or aside.is_symlink():
+        aside = checkpoint.with_name(f"{checkpoint.name}.corrupt-{number}")
+        number += 1
+    checkpoint.rename(aside)
+    return aside
+
+
+def _of_the_disk(error: Exception) -> str | None:
+    """Return how a disk failed, None for an error of something else; torch and safetensors hide the number."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if isinstance(error, DiskError):
+        return str(error).partition("\n")[0]
+    if isinstance(error, SafetensorError):
+        return str(error) if "I/O" in str(error) else None
+    torn = "inline_container" in str(error) or "PytorchStreamWriter" in str(error) or "iostream" in str(error)
+    return "torch.save could not write its file" if torn else None
+
+
+def _versions() -> dict[str, str]:
+    others = {name: metadata.version(name) for name in ("accelerate", "timm", "numpy")}
+    return {"mpp": __version__, "python": platform.python_version(), "torch": str(torch.__version__), **others}
+
+
+def _body_hash(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _weights_hash(weights: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        digest.update(name.encode() + weights[name].contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

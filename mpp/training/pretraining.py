@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from pydantic import Field
 from torch import nn
 
@@ -23,21 +22,25 @@ from mpp.model.baselines import trivial_baselines
 from mpp.model.encoders import build_encoder
 from mpp.model.tasks import ClassificationConfig, MaskedPatchesConfig, TaskConfig, build_task
 from mpp.model.vit import Vit, VitConfig
+from mpp.redaction import redact
 from mpp.shards.hashing import permutation
 from mpp.stream.loader import StreamConfig, TrainStream, evaluation_batches
 from mpp.stream.mixture import Mixture, Shards, open_mixture
 from mpp.stream.order import count_steps
 from mpp.stream.state import StreamState
 from mpp.stream.views import ViewConfig
-from mpp.training.checkpoint import BACKBONE, CHECKPOINTS, CheckpointStore, save_backbone
+from mpp.training.backbone import BACKBONE, save_backbone
+from mpp.training.checkpoint import CHECKPOINTS, CheckpointStore
 from mpp.training.devices import Precision, divide_batch, open_accelerator, over_processes, prepare
 from mpp.training.ema import BACKBONE_EMA, open_average
 from mpp.training.loop import Plan, Trainer, Values
 from mpp.training.optim import BASE_BATCH, AdamW, OptimizerConfig, Scaling, Schedule, build_optimizer, peak_rate
 from mpp.training.progress import Clock, StepProgress, shown_timing
 from mpp.training.reporting import Reporter, open_reporter, reconstruction_painter
-from mpp.training.runs import FINISHED, Run
+from mpp.training.room import state_bytes
+from mpp.training.runs import FINISHED, Run, settings_hash
 from mpp.training.stops import StopSignals
+from mpp.training.together import from_main
 from mpp.training.trackers import check_trackers
 
 _BASELINE_IMAGES = 1000  # as many as the published figures were computed on
@@ -85,6 +88,9 @@ class PretrainConfig(PretrainRecipe):
     )
     split: str = Field("train", description="split of the shard set")
     out: str = Field(description="run folder; the same command again continues the run in it")
+    allow_changed: tuple[str, ...] = Field(
+        (), description="settings that a run may be continued with though it was begun with others: [steps, schedule]"
+    )
 
 
 def pretrain(settings: PretrainConfig) -> None:
@@ -104,10 +110,17 @@ def pretrain(settings: PretrainConfig) -> None:
     torch.manual_seed(settings.seed)
     vit = build_encoder(settings.vit)
     task = build_task(settings.task, vit, num_classes=len(shards.classes or ()), seed=settings.seed)
-    run = Run(Path(settings.out), settings) if accelerator.is_main_process else None
+    run: Run | None = None
+
+    def begin() -> bool:
+        nonlocal run
+        run = Run(Path(settings.out), settings, settings.allow_changed)
+        return run.finished
+
+    finished = from_main(accelerator, begin)
     outcome = "failed"
     try:
-        if _told_by_main(run is not None and run.finished):
+        if finished:
             accelerator.print(f"{settings.out}: finished already")
         else:
             _Pretraining(settings, shards, task, accelerator, run).to_the_end()
@@ -136,6 +149,9 @@ class _Pretraining:
         )
         self.store = CheckpointStore(Path(settings.out) / CHECKPOINTS, accelerator)
         self.start = self._resume()
+        if self.start < settings.steps:
+            beside = [] if self.average is None else [self.average.module]
+            self.store.check_room(state_bytes(accelerator, *beside))
         self.stream = TrainStream(
             shards,
             settings.view,
@@ -181,7 +197,7 @@ class _Pretraining:
                 )
                 if step > self.start and (stop or step % settings.save_every == 0):
                     trainer.check_finite(step - 1)
-                    self._save(step)
+                    self._save(step, last=stop)
                 if stop:
                     raise Stopped(
                         f"stopped by {stops.received or 'a signal to another process'}, saved at step {step}",
@@ -212,7 +228,7 @@ class _Pretraining:
         return open_reporter(
             run,
             settings.tracker,
-            dump(settings),
+            redact(dump(settings)),
             derived,
             start=self.start,
             every=settings.picture_every,
@@ -227,18 +243,20 @@ class _Pretraining:
         folder, facts = found
         order = self.shards.order(self.settings.seed, self.settings.global_batch)
         step = StreamState.at(0, order, self.shards.fingerprint).resumed(facts, str(folder))
-        self.accelerator.load_state(str(folder))
+        self.store.load(folder)
         if self.average is not None:
             self.average.resume(folder, self.accelerator.unwrap_model(self.task))
         self.accelerator.print(f"continuing from {folder}", flush=True)
         return step
 
-    def _save(self, step: int) -> None:
-        state = self.stream.state(step)
-        facts: dict[str, Any] = {"step": step, **asdict(state), "world": self.accelerator.num_processes}
-        self.store.save(facts, self._write)
+    def _save(self, step: int, *, last: bool) -> None:
+        own = {"step": step, "world": self.accelerator.num_processes, "settings_sha256": settings_hash(self.settings)}
+        facts: dict[str, Any] = {**own, **asdict(self.stream.state(step))}
+        self.store.save(facts, self._write, last=last)
 
     def _write(self, folder: Path) -> None:
+        if self.run is not None:
+            self.run.finish_lines()
         self.accelerator.save_state(str(folder))
         if self.average is not None and self.accelerator.is_main_process:
             self.average.save(folder)
@@ -247,7 +265,7 @@ class _Pretraining:
         """Save the last step and write the backbone."""
         settings = self.settings
         if self.start < settings.steps:
-            self._save(settings.steps)
+            self._save(settings.steps, last=True)
         if self.run is not None:
             finished = self.accelerator.unwrap_model(self.task)
             save_backbone(self.run.folder / BACKBONE, finished.vit, self._origin())
@@ -260,13 +278,6 @@ class _Pretraining:
         settings = self.settings
         budget = f"{settings.steps} steps of {settings.global_batch} images"
         return f"{settings.task.kind}, {budget}, seed {settings.seed}, shards {self.shards.fingerprint[:12]}"
-
-
-def _told_by_main(flag: bool) -> bool:
-    """Return the main process's flag on every process."""
-    told = [flag]
-    broadcast_object_list(told)
-    return told[0]
 
 
 def _note_baselines(run: Run, shards: Mixture, settings: PretrainConfig) -> None:
@@ -285,7 +296,7 @@ def _note_baselines(run: Run, shards: Mixture, settings: PretrainConfig) -> None
     with torch.device("meta"):
         patch = Vit(settings.vit).patch
     figures = trivial_baselines(images, ids, patch, settings.task.mask, bits, seed=settings.seed)
-    path.write_text(json.dumps(figures, indent=1) + "\n")
+    run.write(path.name, json.dumps(figures, indent=1) + "\n")
     print(
         "mean colours without learning: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()),
         flush=True,

@@ -67,7 +67,7 @@ def open_reporter(
     if run is None:
         yield None
         return
-    (run.folder / "derived.json").write_text(json.dumps(derived, indent=1) + "\n")
+    run.write("derived.json", json.dumps(derived, indent=1) + "\n")
     say("derived: " + ", ".join(f"{name} {value:.6g}" for name, value in derived.items()))
     opened = Trackers(tracker_names(trackers), run.folder, {**settings, "derived": derived}, start=start)
     reporter = Reporter(run, opened, painter() if opened.take_pictures else None, every=every, start=start)

@@ -23,6 +23,7 @@ from accelerate.utils import LoggerType
 from PIL import Image
 
 from mpp.errors import ConfigError
+from mpp.redaction import redact
 from mpp.training.progress import say
 
 WAITING = 64  # entries that a tracker may be behind
@@ -134,7 +135,7 @@ class _Served:
                 self._tracker = self._open()
             call(self._tracker)
         except Exception as error:  # whatever a tracker raises is its own affair
-            self._warn(f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            self._warn(f"failed: {type(error).__name__}: {redact(' '.join(str(error).split()))[:300]}")
             self._asleep_until = time.monotonic() + self._pause
             self._pause = min(3600.0, 2 * self._pause)
             return False

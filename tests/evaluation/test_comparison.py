@@ -13,7 +13,7 @@ from mpp.errors import ConfigError, DataError
 from mpp.evaluation import comparison
 from mpp.evaluation.comparison import CompareConfig, Comparison, compare
 from mpp.evaluation.finetune import Finetuning, TransferResult
-from mpp.training.checkpoint import load_backbone
+from mpp.training.backbone import load_backbone
 
 RESNET = {"name": "resnetv2_50x1_bit", "pool": "mean", **dict.fromkeys(("patch_size", "width", "depth", "heads"))}
 

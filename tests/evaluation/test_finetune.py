@@ -17,7 +17,7 @@ from mpp.model.encoders import build_encoder
 from mpp.model.mixing import Mixing
 from mpp.model.tasks import Classification
 from mpp.model.vit import Vit, VitConfig, resize_positions
-from mpp.training.checkpoint import load_backbone, save_backbone
+from mpp.training.backbone import load_backbone, save_backbone
 
 
 @pytest.fixture

@@ -1,36 +1,24 @@
-"""Checkpoints: atomic, verified, never deleted when damaged; backbones carry their settings."""
+"""Checkpoints: atomic, verified, never deleted when damaged, and written again where the disk was full."""
 
+import hashlib
 import json
+import os
 import resource
 import signal
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
-from timm.layers import LayerNorm
-from timm.models.vision_transformer import ParallelScalingBlock
+from safetensors.torch import save_file
 
-from mpp.config import resolve
-from mpp.errors import CheckpointError, DiskError, NumericsError
-from mpp.model.encoders import build_encoder
-from mpp.model.vit import Vit, VitConfig
-from mpp.training.checkpoint import (
-    CheckpointStore,
-    complete_checkpoints,
-    load_backbone,
-    newest_checkpoint,
-    save_backbone,
-)
+from mpp.disk import fsync_path
+from mpp.errors import CheckpointError, DiskError
+from mpp.training.checkpoint import CheckpointStore, complete_checkpoints, newest_checkpoint, verify
 
-VIT = resolve(
-    VitConfig,
-    {"name": "vit_tiny_patch16_224", "image_size": (8, 8), "patch_size": 4, "width": 16, "depth": 1, "heads": 2},
-)
+FILES = ("model.safetensors", "optimizer.bin", "random_states_0.pkl", "shards/extra.json")
 
 
 @pytest.fixture
@@ -38,9 +26,22 @@ def store(tmp_path: Path) -> CheckpointStore:
     return CheckpointStore(tmp_path / "checkpoints", Accelerator())
 
 
+def write_state(folder: Path, value: int) -> None:
+    (folder / "shards").mkdir()
+    save_file({"a": torch.full((3000,), value)}, folder / "model.safetensors")
+    torch.save({"a": torch.full((3000,), value)}, folder / "optimizer.bin")
+    torch.save({"a": torch.full((3000,), value)}, folder / "random_states_0.pkl")
+    (folder / "shards" / "extra.json").write_text(json.dumps([value] * 3000))
+
+
 def save(store: CheckpointStore, step: int) -> Path:
-    store.save({"step": step}, lambda folder: (folder / "weights").write_bytes(bytes([step % 256]) * 100) and None)
+    assert store.save({"step": step, "lanes": (1, 2)}, lambda folder: write_state(folder, step))
     return store.folder / f"step-{step:09d}"
+
+
+def found_step(store: CheckpointStore) -> int | None:
+    found = store.latest()
+    return None if found is None else int(found[1]["step"])
 
 
 def test_the_newest_is_found_and_two_are_kept(store: CheckpointStore) -> None:
@@ -49,154 +50,219 @@ def test_the_newest_is_found_and_two_are_kept(store: CheckpointStore) -> None:
         save(store, step)
     path, facts = store.latest() or (Path(), {})
     assert path.name == "step-000000010"
-    assert facts == {"step": 10}
+    assert facts == {"step": 10, "lanes": [1, 2]}
     assert [folder.name for folder in complete_checkpoints(store.folder)] == ["step-000000010", "step-000000002"]
+    assert sorted(os.listdir(store.folder)) == ["step-000000002", "step-000000010"]
 
 
-def damage_flip(path: Path) -> None:
-    weights = bytearray((path / "weights").read_bytes())
-    weights[50] ^= 1
-    (path / "weights").write_bytes(weights)
-
-
-def damage_cut(path: Path) -> None:
-    (path / "weights").write_bytes((path / "weights").read_bytes()[:-1])
-
-
-def damage_remove(path: Path) -> None:
-    (path / "weights").unlink()
-
-
-def damage_manifest(path: Path) -> None:
-    (path / "manifest.json").write_text("")
-
-
-@pytest.mark.parametrize("damage", [damage_flip, damage_cut, damage_remove, damage_manifest])
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(store: CheckpointStore, damage, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_everything_is_on_the_disk_before_the_name_is_and_the_name_before_the_oldest_goes(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save(store, 1)
-    damage(save(store, 2))
-    _, facts = store.latest() or (Path(), {})
-    assert facts == {"step": 1}
+    save(store, 2)
+    events: list[str] = []
+
+    def synced(path: Path) -> None:
+        fsync_path(path)
+        events.append(str(path.relative_to(store.folder)))
+
+    monkeypatch.setattr("mpp.training.checkpoint.fsync_path", synced)
+    monkeypatch.setattr("mpp.training.checkpoint.reach", lambda place, step: events.append(place))
+    save(store, 3)
+    new = ".step-000000003.writing"
+    assert events[:3] == ["save.begin", "save.folder", "save.written"]
+    assert sorted(events[3:8]) == sorted([*(f"{new}/{name}" for name in FILES), f"{new}/shards"])
+    written = ["save.synced", f"{new}/manifest.json", new, "save.manifest"]
+    assert events[8:12] == written
+    assert events[12:] == ["save.rename", "save.renamed", ".", "save.safe", "save.removing", "save.end"]
+
+
+def test_the_manifest_names_every_file_and_what_wrote_it(store: CheckpointStore) -> None:
+    path = save(store, 3)
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert sorted(manifest["files"]) == sorted(FILES)
+    for name, (size, digest) in manifest["files"].items():
+        data = (path / name).read_bytes()
+        assert (size, digest) == (len(data), hashlib.sha256(data).hexdigest())
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert {"mpp", "python", "accelerate"} <= manifest["versions"].keys()
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def zero_page(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[4096:8192] = bytes(len(data[4096:8192]))
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def replace_by_a_link(path: Path) -> None:
+    path.rename(path.parent.parent / "elsewhere")
+    path.symlink_to("../elsewhere")
+
+
+def replace_by_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def put_another_beside(path: Path) -> None:
+    (path.parent / f"{path.stem}.so").write_bytes(b"\x7fELF")
+
+
+def empty_json(path: Path) -> None:
+    path.write_text("{}")
+
+
+def other_facts(path: Path) -> None:
+    path.write_text(path.read_text().replace('"step": 2', '"step": 3'))
+
+
+Damage = Callable[[Path], None]
+HARMS: list[Damage] = [flip, zero_page, cut, remove, empty, replace_by_a_link, replace_by_a_folder, put_another_beside]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [(name, damage) for name in FILES for damage in HARMS]
+    + [("manifest.json", damage) for damage in (flip, cut, remove, empty, empty_json, other_facts)],
+)
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
+    store: CheckpointStore, name: str, damage: Damage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(store, 1)
+    damage(save(store, 2) / name)
+    assert found_step(store) == 1
     assert (store.folder / "step-000000002.corrupt").is_dir()
-    assert "warning" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("warning: ") == 1
+    assert found_step(store) == 1
+    assert capsys.readouterr().out == "", "it is said once"
 
 
 def test_where_all_are_damaged_each_reason_is_given(store: CheckpointStore) -> None:
-    damage_flip(save(store, 1))
-    damage_cut(save(store, 2))
-    with pytest.raises(CheckpointError, match=r"(?s)sha256.*|bytes") as caught:
+    flip(save(store, 1) / "optimizer.bin")
+    cut(save(store, 2) / "model.safetensors")
+    with pytest.raises(CheckpointError) as caught:
         store.latest()
-    assert "step-000000001" in str(caught.value)
-    assert "step-000000002" in str(caught.value)
+    assert "step-000000001: optimizer.bin does not have the sha256" in str(caught.value)
+    assert "step-000000002: model.safetensors is missing or not of" in str(caught.value)
 
 
 def test_where_all_were_damaged_the_run_does_not_begin_anew_by_itself(store: CheckpointStore) -> None:
-    damage_flip(save(store, 1))
+    flip(save(store, 1) / "model.safetensors")
     for _ in range(2):
         with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
             store.latest()
 
 
-def test_a_disk_that_is_full_is_said_so_and_loses_nothing(store: CheckpointStore) -> None:
+def test_a_step_that_is_damaged_again_and_again_is_set_aside_each_time(store: CheckpointStore) -> None:
     save(store, 1)
+    for _ in range(3):
+        flip(save(store, 2) / "model.safetensors")
+        assert found_step(store) == 1
+    aside = [f"step-000000002.corrupt{end}" for end in ("", "-2", "-3")]
+    assert sorted(os.listdir(store.folder)) == ["step-000000001", *aside]
+
+
+def test_what_killed_saves_left_is_removed_and_nothing_of_others(store: CheckpointStore) -> None:
+    save(store, 1)
+    for name in (".step-000000002.writing", ".step-000000001.removing", ".step-2.writing", ".other.writing", "mine"):
+        (store.folder / name).mkdir()
+        (store.folder / name / "file").write_text("x")
+    assert found_step(store) == 1
+    assert sorted(os.listdir(store.folder)) == [".other.writing", ".step-2.writing", "mine", "step-000000001"]
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    for write in (
-        lambda folder: save_file({"a": torch.zeros(100_000)}, folder / "model.safetensors"),
-        lambda folder: torch.save(torch.zeros(100_000), folder / "optimizer.bin"),
-    ):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
-        try:
-            with pytest.raises(DiskError, match="cannot save"):
-                store.save({"step": 2}, write)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, handler)
-    assert (store.latest() or (None, {}))[1] == {"step": 1}
-    assert [path.name for path in store.folder.iterdir()] == ["step-000000001"]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_save_that_fails_leaves_the_old_one_and_no_new_one(store: CheckpointStore) -> None:
+WRITERS: list[Callable[[Path], object]] = [
+    lambda folder: save_file({"a": torch.zeros(100_000)}, folder / "model.safetensors"),
+    lambda folder: torch.save(torch.zeros(100_000), folder / "optimizer.bin"),
+    lambda folder: torch.save([torch.zeros(100)] * 5 + [torch.zeros(100_000)], folder / "optimizer.bin"),
+    lambda folder: (folder / "file").write_bytes(bytes(100_000)),
+]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_disk_that_is_full_is_said_so_and_loses_nothing(
+    store: CheckpointStore, write: Callable[[Path], object], capsys: pytest.CaptureFixture[str]
+) -> None:
     save(store, 1)
+    store.check_room(1_000_000)
 
+    def attempt(step: int, *, last: bool = False) -> bool:
+        with files_of_at_most(50_000):
+            return store.save({"step": step}, lambda folder: write(folder) and None, last=last)
+
+    assert not attempt(2)
+    said = capsys.readouterr().out
+    for part in ("warning: cannot save", str(store.folder), "bytes are needed", "are free", "step-000000001 stands"):
+        assert part in said, said
+    assert os.listdir(store.folder) == ["step-000000001"], "nothing is left of it"
+    assert found_step(store) == 1
+    save(store, 3)
+    assert not attempt(4) and not attempt(5)
+    with pytest.raises(DiskError, match=r"cannot save.*bytes are needed.*step-000000003 stands"):
+        attempt(6)
+    with pytest.raises(DiskError, match="step-000000003 stands"):
+        CheckpointStore(store.folder, store.accelerator).save({"step": 7}, _full, last=True)
+    assert newest_checkpoint(store.folder.parent).name == "step-000000003"
+
+
+def _full(folder: Path) -> None:
+    (folder / "half").write_bytes(b"half")
+    raise OSError(28, "No space left on device")
+
+
+def test_an_error_that_is_not_of_the_disk_is_not_hidden(store: CheckpointStore) -> None:
     def fail(folder: Path) -> None:
-        (folder / "weights").write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+        raise torch.OutOfMemoryError("out of memory")
 
-    with pytest.raises(DiskError, match="No space left"):
-        store.save({"step": 2}, fail)
-    assert (store.latest() or (None, {}))[1] == {"step": 1}
-    assert newest_checkpoint(store.folder.parent).name == "step-000000001"
+    with pytest.raises(torch.OutOfMemoryError):
+        store.save({"step": 1}, fail)
 
 
-def test_a_backbone_comes_back_as_it_was(tmp_path: Path) -> None:
-    vit = Vit(VIT)
-    save_backbone(tmp_path / "backbone.safetensors", vit, "a test")
-    for source in (tmp_path, tmp_path / "backbone.safetensors"):
-        backbone = load_backbone(str(source))
-        assert backbone.vit == VIT
-        assert backbone.origin == "a test"
-        for name, value in vit.timm.state_dict().items():
-            assert torch.equal(backbone.weights[name], value)
+def test_without_room_a_run_does_not_begin(store: CheckpointStore) -> None:
+    store.check_room(1000)
+    with pytest.raises(DiskError, match=r"checkpoints: no room .* bytes are needed, [\d,]+ are free"):
+        store.check_room(10**16)
+    save(store, 1)
+    store.check_room(10**16)  # now it is known how large they are
 
 
-def test_a_backbone_is_one_that_timm_loads_by_itself(tmp_path: Path) -> None:
-    path = tmp_path / "backbone.safetensors"
-    for pool in ("token", "mean"):
-        save_backbone(path, Vit(replace(VIT, pool=pool)), "a test")
-        shape = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
-        model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **shape)
-        model.load_state_dict(load_file(path))  # strict: the same names and shapes
-
-
-def test_a_backbone_of_any_family_is_one_that_timm_loads_by_itself(tmp_path: Path) -> None:
-    path = tmp_path / "backbone.safetensors"
-    families = {
-        "vit_tiny_patch16_224": {"pool": "map", "parallel": True, "qk_norm": True, "bias": False},
-        "vit_tiny_r_s16_p8_224": {"image_size": (32, 64), "patch_size": None},
-        "resnetv2_50x1_bit": {"pool": "mean", "patch_size": None, "width": None, "depth": None, "heads": None},
-    }
-    shape = {"embed_dim": 16, "depth": 1, "num_heads": 2}
-    norm = partial(LayerNorm, bias=False)
-    arguments = {
-        "vit_tiny_patch16_224": {
-            **{"img_size": 8, "patch_size": 4, "global_pool": "map", "class_token": False},
-            **{"block_fn": ParallelScalingBlock, "qk_norm": True, "qkv_bias": False, "norm_layer": norm, **shape},
-        },
-        "vit_tiny_r_s16_p8_224": {"img_size": (32, 64), **shape},
-        "resnetv2_50x1_bit": {},
-    }
-    for name, changes in families.items():
-        encoder = build_encoder(replace(VIT, name=name, **changes))
-        save_backbone(path, encoder, "a test")
-        assert load_backbone(str(path)).vit == encoder.settings
-        timm.create_model(name, num_classes=0, **arguments[name]).load_state_dict(load_file(path))
-
-
-def test_weights_that_are_not_finite_are_not_handed_out(tmp_path: Path) -> None:
-    vit = Vit(VIT)
-    vit.timm.pos_embed.data[0, 0, 0] = torch.nan
-    with pytest.raises(NumericsError, match="not finite"):
-        save_backbone(tmp_path / "backbone.safetensors", vit, "a test")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_flipped_bit_in_a_backbone_is_found(tmp_path: Path) -> None:
-    path = tmp_path / "backbone.safetensors"
-    save_backbone(path, Vit(VIT), "a test")
-    data = bytearray(path.read_bytes())
-    data[-3] ^= 4
-    path.write_bytes(data)
-    with pytest.raises(CheckpointError, match="damaged"):
-        load_backbone(str(path))
-
-
-def test_what_is_no_backbone_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "text.safetensors").write_text("hello")
-    save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
-    save_file({"a": torch.zeros(2)}, tmp_path / "strange.safetensors", {"mpp": json.dumps({"vit": {"colour": 1}})})
-    for name in ("text.safetensors", "other.safetensors", "strange.safetensors"):
-        with pytest.raises(CheckpointError, match="not a backbone"):
-            load_backbone(str(tmp_path / name))
-    with pytest.raises(CheckpointError, match="no backbone at"):
-        load_backbone(str(tmp_path / "missing"))
+def test_a_manifest_names_files_of_its_own_folder_only(store: CheckpointStore, tmp_path: Path) -> None:
+    path = save(store, 1)
+    (tmp_path / "outside").write_text("x")
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["sha256"]
+    manifest["files"]["../../outside"] = [1, hashlib.sha256(b"x").hexdigest()]
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    (path / "manifest.json").write_text(json.dumps({**manifest, "sha256": digest}))
+    with pytest.raises(CheckpointError, match=r"\.\./\.\./outside is missing"):
+        verify(path)

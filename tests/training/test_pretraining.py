@@ -20,7 +20,8 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, register_t
 from mpp.config import merge, resolve
 from mpp.errors import ConfigError, DataError, NumericsError, Stopped
 from mpp.model.encoders import build_encoder
-from mpp.training.checkpoint import load_backbone, newest_checkpoint
+from mpp.training.backbone import load_backbone
+from mpp.training.checkpoint import newest_checkpoint
 from mpp.training.ema import BACKBONE_EMA
 from mpp.training.pretraining import PretrainConfig, pretrain
 from mpp.training.runs import read_metrics
@@ -443,3 +444,15 @@ def test_tensorboard_shows_a_stopped_and_continued_run_as_one(tiny_shards: Path,
     assert [picture.step for picture in pictures][-1] == 100
     parameters = list((out / "trackers" / "tensorboard").glob("*/hparams.yml"))
     assert len(parameters) == 1 and "vit.width: 16" in parameters[0].read_text()
+
+
+def test_a_finished_run_goes_on_with_a_cool_down_as_if_it_had_been_planned(tiny_shards: Path, tmp_path: Path) -> None:
+    planned, short = tmp_path / "planned", tmp_path / "short"
+    schedule = {"decay": "rsqrt", "warmup_steps": 3, "timescale": 5}
+    longer = {"steps": 18, "schedule": {**schedule, "cooldown_steps": 8}}
+    pretrain(settings(tiny_shards, planned, **longer))
+    pretrain(settings(tiny_shards, short, steps=10, schedule=schedule))
+    with pytest.raises(ConfigError, match="begun with other settings"):
+        pretrain(settings(tiny_shards, short, **longer))
+    pretrain(settings(tiny_shards, short, allow_changed=["steps", "schedule.cooldown_steps"], **longer))
+    assert_same_run(planned, short)
