@@ -15,6 +15,8 @@ VERBS = {
     "look": "one HTML page about a set of shards: counts, sizes, labels, refusals, pictures",
     "duplicates": "report stored images that look alike, and test images that are in train",
     "bench-stream": "images per second of a stream without a model, and what bounds it",
+    "doctor": "check this machine: versions, devices, limits, disk, processes that meet",
+    "budget": "memory, time and energy of a pretraining run before it is started",
     "pretrain": "pretrain a Vision Transformer on shards",
     "transfer": "fine-tune a backbone on labelled shards and test it",
     "compare": "masked against supervised pretraining against scratch, as a table",

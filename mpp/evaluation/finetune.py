@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from mpp.config import config, dump
 from mpp.errors import CheckpointError, DataError, DiskError, NumericsError
 from mpp.evaluation.labels import choose_labels, labelled_shards, read_labels, split_held_out
 from mpp.model.encoders import Encoder, build_encoder
+from mpp.model.flops import flops_per_image
 from mpp.model.mixing import Mixing
 from mpp.model.tasks import Classification, StepOutput, zero_linear
 from mpp.model.vit import Interpolation, Vit, VitConfig, resize_positions
@@ -177,7 +177,7 @@ class Finetuning:
             test_images=count,
             first_loss=first_loss,
             images_seen=seen,
-            flops=seen * flops_per_image(self.vit, self.num_classes),
+            flops=seen * _flops_per_image(self.vit, self.num_classes),
             seconds=round(time.perf_counter() - began, 1),
         )
 
@@ -287,16 +287,11 @@ def load_vit(settings: TransferConfig, backbone: Backbone | None) -> Encoder:
     return vit
 
 
-def flops_per_image(settings: VitConfig, num_classes: int) -> float:
-    """Count the floating-point operations of a forward and backward pass of one image (torch's counter)."""
-    with torch.device("meta"):  # without memory: the same figure for every device, and nothing is computed
+def _flops_per_image(settings: VitConfig, num_classes: int) -> float:
+    with torch.device("meta"):
         vit = build_encoder(settings)
         task = Classification(vit, zero_linear(vit.width, num_classes), Mixing(), seed=0)
-    image = torch.zeros(1, 3, *settings.image_size, dtype=torch.uint8, device="meta")
-    zero = torch.zeros(1, dtype=torch.int64, device="meta")
-    with FlopCounterMode(display=False) as counter:
-        task(Batch(image, zero, zero, zero)).loss.backward()
-    return float(counter.get_total_flops())
+    return flops_per_image(task, settings.image_size)
 
 
 def _first_loss(task: nn.Module) -> list[Tensor]:

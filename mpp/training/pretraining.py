@@ -42,6 +42,7 @@ from mpp.training.runs import FINISHED, Run, settings_hash
 from mpp.training.stops import StopSignals
 from mpp.training.together import from_main
 from mpp.training.trackers import check_trackers
+from mpp.training.utilisation import find_ceiling
 
 _BASELINE_IMAGES = 1000  # as many as the published figures were computed on
 
@@ -183,7 +184,12 @@ class _Pretraining:
             self.run.rewind(self.start)
             _note_baselines(self.run, self.shards, settings)
         trainer = Trainer(self.task, self.optimizer, self.stream, self.accelerator, self.plan, self.average)
-        clock = Clock(settings.global_batch, self.stream.clock)
+        ceiling = find_ceiling(settings.task, settings.vit, len(self.shards.classes or ()), self.accelerator.device)
+        if self.run is not None:
+            self.run.note_environment(ceiling._asdict())
+        clock = Clock(
+            settings.global_batch, self.stream.clock, self.accelerator.num_processes * ceiling.images_per_second
+        )
         with (
             self._reporter(self.run) as reporter,
             closing(self.stream),

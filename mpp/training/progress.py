@@ -63,10 +63,13 @@ class StepProgress:
 
 
 class Clock:
-    """Measures the time between log lines: rates, and what the stall clock of the stream says."""
+    """Measures the time between log lines: rates, and what the stall clock of the stream says.
 
-    def __init__(self, global_batch: int, stall: StallClock) -> None:
-        self._global_batch, self._stall = global_batch, stall
+    ``limit`` is the rate that matrix products alone would allow, images a second over all processes.
+    """
+
+    def __init__(self, global_batch: int, stall: StallClock, limit: float) -> None:
+        self._global_batch, self._stall, self._limit = global_batch, stall, limit
         self.start(0)
 
     def start(self, step: int) -> None:
@@ -79,12 +82,18 @@ class Clock:
         seconds, steps = time.perf_counter() - self._time, step - self._step
         rates, counts = self._stall.lap(seconds)
         self._step, self._time = step, time.perf_counter()
-        speed = {"images_per_second": steps * self._global_batch / seconds, "seconds_per_step": seconds / steps}
+        images = steps * self._global_batch / seconds
+        speed = {
+            "images_per_second": images,
+            "utilisation": images / self._limit,
+            "seconds_per_step": seconds / steps,
+        }
         return speed | rates, counts
 
 
 def shown_timing(timing: Figures) -> Figures:
-    """Return what of a log line's timing is worth a look: the rate, the worst wait for data, and trouble."""
+    """Return what of a log line's timing is worth a look: rate, utilisation, the worst wait for data, and trouble."""
     wait = timing.get("data_wait_share_max", timing["data_wait_share"])
     trouble = {name: timing[name] for name in ("retries", "skipped") if timing[name]}
-    return {"images_per_second": timing["images_per_second"], "data_wait_share": wait, **trouble}
+    rates = {name: timing[name] for name in ("images_per_second", "utilisation")}
+    return {**rates, "data_wait_share": wait, **trouble}

@@ -2,9 +2,9 @@
 
 config.yaml        every setting, written before the first step; a run is continued only with the same ones, or with
                    others where `allow_changed` names them, and then the old file stays as config.yaml.1, .2 ...
-environment.json   versions and devices
+environment.json   versions, devices, and the rate at which they multiply matrices
 metrics.jsonl      one line a log step; a function of the settings alone, so equal for equal runs
-timing.jsonl       the same steps with what the clock said
+timing.jsonl       the same steps with what the clock said; utilisation is that of this rate
 derived.json       what follows from the settings and the processes: the peak learning rate, the micro-batch ...
 trackers/          what experiment trackers write
 STATUS             running, finished, or stopped by ...
@@ -105,6 +105,11 @@ class Run:
                 file.truncate(size)
                 raise
         self._pending[name] = ""
+
+    def note_environment(self, facts: dict[str, Any]) -> None:
+        """Add to ``environment.json`` what was measured."""
+        known = json.loads((self.folder / "environment.json").read_text())
+        self.write("environment.json", json.dumps({**known, **facts}, indent=1) + "\n")
 
     def close(self, status: str) -> None:
         """Say how the run ended, where the disk takes it, and let others in."""

@@ -257,6 +257,16 @@ def test_a_damaged_sample_is_replaced_and_counted(tiny_shards: Path, tmp_path: P
     assert sum(entry["skipped"] for entry in timing) > 1  # it comes again in every epoch
 
 
+def test_every_timing_line_says_how_much_of_the_matrix_rate_was_used(undisturbed: Path) -> None:
+    measured = json.loads((undisturbed / "environment.json").read_text())
+    most = 1e3 * measured["matrix_tflops"] / measured["gflops_per_image"]
+    lines = [json.loads(line) for line in (undisturbed / "timing.jsonl").read_text().splitlines()]
+    assert len(lines) == 20
+    for line in lines:
+        assert line["utilisation"] == pytest.approx(line["images_per_second"] / most, abs=1e-5)
+        assert 0 < line["utilisation"] < 1
+
+
 def test_supervised_pretraining_is_the_same_command(tiny_shards: Path, tmp_path: Path) -> None:
     pretrain(settings(tiny_shards, tmp_path / "run", task={"kind": "classification"}))
     metrics = read_metrics(tmp_path / "run")

@@ -63,14 +63,14 @@ def test_the_clock_counts_from_its_start_and_from_lap_to_lap(monkeypatch: pytest
     stub = SimpleNamespace(now=0.0)
     monkeypatch.setattr("mpp.training.progress.time", SimpleNamespace(perf_counter=lambda: stub.now))
     stall = StallClock()
-    clock = Clock(100, stall)
+    clock = Clock(100, stall, limit=1000.0)
     stub.now = 50.0  # what came before the first step does not count
     stall.add(3.0, 0, Cost(100))
     clock.start(20)
     stub.now = 52.0
     stall.add(0.5, 2, Cost(100))
     rates, _ = clock.lap(25)
-    assert rates["images_per_second"] == 250 and rates["seconds_per_step"] == 0.4
+    assert rates["images_per_second"] == 250 and rates["seconds_per_step"] == 0.4 and rates["utilisation"] == 0.25
     assert rates["data_wait_seconds"] == 0.5 and rates["data_wait_share"] == 0.25
     stub.now = 53.0
     rates, _ = clock.lap(35)
@@ -78,10 +78,11 @@ def test_the_clock_counts_from_its_start_and_from_lap_to_lap(monkeypatch: pytest
 
 
 def test_a_line_shows_the_worst_wait_and_no_more_trouble_than_there_is() -> None:
-    timing = {"images_per_second": 9.0, "data_wait_share": 0.1, "retries": 0, "skipped": 0, "cache_hits": 3}
-    assert shown_timing(timing) == {"images_per_second": 9.0, "data_wait_share": 0.1}
+    rates = {"images_per_second": 9.0, "utilisation": 0.3}
+    timing = {**rates, "data_wait_share": 0.1, "retries": 0, "skipped": 0, "cache_hits": 3}
+    assert shown_timing(timing) == {**rates, "data_wait_share": 0.1}
     timing |= {"data_wait_share_max": 0.4, "skipped": 2}
-    assert shown_timing(timing) == {"images_per_second": 9.0, "data_wait_share": 0.4, "skipped": 2}
+    assert shown_timing(timing) == {**rates, "data_wait_share": 0.4, "skipped": 2}
 
 
 def test_a_log_on_a_full_disk_loses_its_lines_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,3 +180,11 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DiskError, match="run folder"):
         Run(tmp_path / "file" / "run", Settings())
+
+
+def test_what_was_measured_joins_the_versions(tmp_path: Path) -> None:
+    run = Run(tmp_path, Settings())
+    run.note_environment({"matrix_tflops": 0.1})
+    run.close("finished")
+    found = json.loads((tmp_path / "environment.json").read_text())
+    assert found["matrix_tflops"] == 0.1 and "torch" in found["packages"]
