@@ -20,7 +20,7 @@ def _run(code: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_verbs_are_the_entry_points() -> None:
     modules = {file.stem for file in Path(mpp.__file__).parent.glob("*.py")}
-    assert modules - {"__init__", "cli", "config", "disk", "errors", "processes"} == {
+    assert modules - {"__init__", "cli", "config", "disk", "errors", "faults", "processes", "redaction"} == {
         verb.replace("-", "_") for verb in VERBS
     }
 
