@@ -9,22 +9,33 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import nn
 from torch.optim import Optimizer
 
+from mpp.errors import ConfigError
 from mpp.stream.order import check_divides
 
 Precision = Literal["auto", "fp32", "bf16"]
 
 
 def open_accelerator(precision: Precision) -> Accelerator:
-    """Return the Accelerator of this process, whatever launched it; ``auto`` is bf16 on a GPU and fp32 elsewhere."""
+    """Return the Accelerator of this process, whatever launched it; ``auto`` is bf16 on a GPU and fp32 elsewhere.
+
+    Raises ``ConfigError`` where the launcher started several processes and Accelerate would run each as if alone.
+    """
     wanted = ("bf16" if torch.cuda.is_available() else "fp32") if precision == "auto" else precision
     on_cpu = not torch.accelerator.is_available()
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision="no" if wanted == "fp32" else wanted,
         # Without `cpu` every process of a launch on CPUs runs as if alone; with it DeepSpeed is left out.
         cpu=on_cpu and not deepspeed,
         kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu and deepspeed else None,
     )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise ConfigError(
+            f"{launched} processes were launched, but each would run alone: Accelerate does not join them",
+            fix="a file of configs/accelerate; FSDP on CPUs is not carried",
+        )
+    return accelerator
 
 
 def divide_batch(global_batch: int, micro_batch: int | None, world: int) -> tuple[int, int]:
@@ -57,6 +68,8 @@ def prepare(
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = micro_batch
         plugin.deepspeed_config["gradient_accumulation_steps"] = accumulate
         plugin.deepspeed_config["gradient_clipping"] = clip or 0.0
+        # With offload accelerate would put DeepSpeed's Adam in the place of any optimizer, SGD too.
+        plugin.deepspeed_config["zero_force_ds_cpu_optimizer"] = False
     prepared = accelerator.prepare(task, optimizer)
     return cast(tuple[nn.Module, Optimizer], prepared)
 

@@ -40,6 +40,7 @@ from mpp.training.reporting import Reporter, open_reporter, reconstruction_paint
 from mpp.training.room import state_bytes
 from mpp.training.runs import FINISHED, Run, settings_hash
 from mpp.training.stops import StopSignals
+from mpp.training.strategies import check_fits, make_whole, save_state, strategy_of
 from mpp.training.together import from_main
 from mpp.training.trackers import check_trackers
 from mpp.training.utilisation import find_ceiling
@@ -249,6 +250,7 @@ class _Pretraining:
         folder, facts = found
         order = self.shards.order(self.settings.seed, self.settings.global_batch)
         step = StreamState.at(0, order, self.shards.fingerprint).resumed(facts, str(folder))
+        check_fits(self.accelerator, facts, folder)
         self.store.load(folder)
         if self.average is not None:
             self.average.resume(folder, self.accelerator.unwrap_model(self.task))
@@ -256,14 +258,15 @@ class _Pretraining:
         return step
 
     def _save(self, step: int, *, last: bool) -> None:
-        own = {"step": step, "world": self.accelerator.num_processes, "settings_sha256": settings_hash(self.settings)}
+        launch = {"world": self.accelerator.num_processes, "strategy": strategy_of(self.accelerator)}
+        own = {"step": step, "settings_sha256": settings_hash(self.settings), **launch}
         facts: dict[str, Any] = {**own, **asdict(self.stream.state(step))}
         self.store.save(facts, self._write, last=last)
 
     def _write(self, folder: Path) -> None:
         if self.run is not None:
             self.run.finish_lines()
-        self.accelerator.save_state(str(folder))
+        save_state(self.accelerator, folder)
         if self.average is not None and self.accelerator.is_main_process:
             self.average.save(folder)
 
@@ -272,6 +275,7 @@ class _Pretraining:
         settings = self.settings
         if self.start < settings.steps:
             self._save(settings.steps, last=True)
+        make_whole(self.accelerator, self.task)
         if self.run is not None:
             finished = self.accelerator.unwrap_model(self.task)
             save_backbone(self.run.folder / BACKBONE, finished.vit, self._origin())
