@@ -43,21 +43,19 @@ def save_state(accelerator: Accelerator, folder: Path) -> None:
             script.unlink()
 
 
-def whole(accelerator: Accelerator, task: nn.Module) -> nn.Module:
-    """Return the trained task with whole fp32 weights in the main process's memory; it cannot train on after that.
+def make_whole(accelerator: Accelerator, task: nn.Module) -> None:
+    """Give the main process whole fp32 weights, in its memory, in the place of parts; the task is done with training.
 
     All processes call this together. One weight at a time is put together, so no device holds the whole model. Under
     bf16 the weights are those that DeepSpeed's optimizer keeps in fp32, not their rounded copies.
     """
-    bare: nn.Module = accelerator.unwrap_model(task)
     if strategy_of(accelerator) == COPIES:
-        return bare
-    for module in list(bare.modules()):
+        return
+    for module in list(accelerator.unwrap_model(task).modules()):
         for name, weight in list(module.named_parameters(recurse=False)):
             full = _full(weight)
             if accelerator.is_main_process:
                 module._parameters[name] = nn.Parameter(full.detach().float().cpu(), requires_grad=False)
-    return bare
 
 
 def _full(weight: Tensor) -> Tensor:
