@@ -23,6 +23,8 @@ def open_accelerator(precision: Precision) -> Accelerator:
     wanted = ("bf16" if torch.cuda.is_available() else "fp32") if precision == "auto" else precision
     on_cpu = not torch.accelerator.is_available()
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    if on_cpu and deepspeed:
+        _keep_to_gloo()
     accelerator = Accelerator(
         mixed_precision="no" if wanted == "fp32" else wanted,
         # Without `cpu` every process of a launch on CPUs runs as if alone; with it DeepSpeed is left out.
@@ -36,6 +38,16 @@ def open_accelerator(precision: Precision) -> Accelerator:
             fix="a file of configs/accelerate; FSDP on CPUs is not carried",
         )
     return accelerator
+
+
+def _keep_to_gloo() -> None:
+    """Have DeepSpeed build no collectives of its own for CPUs.
+
+    A start that is killed while they are built leaves a lock in torch's cache that every later start waits for.
+    """
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def divide_batch(global_batch: int, micro_batch: int | None, world: int) -> tuple[int, int]:
