@@ -82,6 +82,9 @@ def prepare(
         plugin.deepspeed_config["gradient_clipping"] = clip or 0.0
         # With offload accelerate would put DeepSpeed's Adam in the place of any optimizer, SGD too.
         plugin.deepspeed_config["zero_force_ds_cpu_optimizer"] = False
+        if plugin.deepspeed_config.get("bf16", {}).get("enabled"):
+            # DeepSpeed rounds the weights but nothing that meets them; the loss stays in fp32, as under DDP.
+            task.forward = torch.autocast(accelerator.device.type, torch.bfloat16)(task.forward)
     prepared = accelerator.prepare(task, optimizer)
     return cast(tuple[nn.Module, Optimizer], prepared)
 

@@ -128,6 +128,12 @@ def test_a_zero_run_is_that_of_one_process_also_when_killed(
     finish(launch(tmp_path, trees, *arguments))
     for name in VARIANTS:
         assert_alike(tmp_path / name, alone / name)
+    half = trees_base(tiny_shards, tmp_path / "half")
+    finish(launch(tmp_path, [{**half, "precision": "bf16"}], *arguments))
+    for here, there in zip(read_metrics(tmp_path / "half"), read_metrics(alone / "plain"), strict=True):
+        assert here["loss"] == pytest.approx(there["loss"], rel=0.02)
+    weights = load_file(tmp_path / "half" / "backbone.safetensors")
+    assert any(not torch.equal(value, value.bfloat16().float()) for value in weights.values())  # those kept in fp32
     cut = trees_base(tiny_shards, tmp_path / "cut")
     kill_after(launch(tmp_path, [cut], *arguments), tmp_path / "cut" / "metrics.jsonl", 3)
     with pytest.raises(CheckpointError, match=rf"ZeRO {options[0]} on 2 processes, this launch is DDP on 1 process"):
