@@ -1,11 +1,13 @@
-"""Measure one training step of mpp beside its peers on a CPU: forward, backward, optimizer, a batch of 64 in fp32.
+"""Measure the training step: on a CPU beside mpp's peers, and on a GPU end to end from shards.
 
     python tools/bench_step.py race OUT --peers PEERS/bin/python [--sizes ti16-224 w192-32] [--rounds 7]
-    python tools/bench_step.py profile OUT [--sizes ...]
+    python tools/bench_step.py profile OUT [--sizes ...] [--rounds 3]
+    python tools/bench_step.py gpu OUT --shards SHARDS [--models vit_small_patch16_224 ...]
 
-Every contestant is a process of its own that holds its model; in each round all take one step in turn, in another order,
-so that a busy machine is busy for all. Medians are shown. The work is counted once, as the floating-point operations of
-the plain model (every block at every token), so the share of the sgemm rate is of useful work. Linux only.
+A step is forward, backward and optimizer on 64 images in fp32. Every contestant is a process of its own that holds its
+model; in each round all take one step in turn, each time in another order, so that a busy machine is busy for all.
+Medians are shown. The work is counted once, as the floating-point operations of the plain model (every block at every
+token) by torch's counter, and is the same for all: a share of the sgemm rate is one of useful work. Linux only.
 """
 
 import argparse
@@ -18,11 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench_machine import ROOT, machine, versions
-from bench_step_loops import BATCH, SIZES
+from bench_machine import ROOT, machine, own_versions, versions
+from bench_step_loops import SIZES
 
 TOOLS = ROOT / "tools"
-OURS = ("mpp",)
 THEIRS = ("vit_pytorch MPP", "vit_pytorch SimMIM", "HF ViTForMaskedImageModeling", "timm with a head")
 PACKAGES = ("torch", "timm", "vit_pytorch", "transformers")
 GEMM = 2048  # side of the matrices whose product is the measure of the machine
@@ -58,36 +59,58 @@ class Contestant:
         return self.process.stdout.readline().strip()
 
 
-def main() -> int:
-    """Run what the command line asks for; write the figures as a table and as JSON into the folder OUT."""
+def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("race", "profile"))
-    parser.add_argument("out", type=Path)
+    parser.add_argument("what", choices=("race", "profile", "gpu"))
+    parser.add_argument("out", type=Path, help="folder for the tables and figures")
     parser.add_argument("--peers", help="python of the environment of tools/requirements-peers.txt")
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--theirs", nargs="*", choices=THEIRS, default=list(THEIRS))
+    parser.add_argument("--ours", nargs="+", default=["mpp"], help="'mpp', or 'mpp 8' with micro-batches of 8")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["ti16-224", "w192-32"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--ours", nargs="+", default=list(OURS), help="variants of mpp, see tools/bench_step_ours.py")
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    if arguments.what == "race" and arguments.peers is None:
+    parser.add_argument("--shards", help="gpu: a shard set of images of at least 224 pixels")
+    parser.add_argument("--models", nargs="+", help="gpu: timm names")
+    arguments = parser.parse_args(argv)
+    if arguments.what == "race" and arguments.theirs and arguments.peers is None:
         parser.error("race needs --peers")
+    if arguments.what == "gpu" and arguments.shards is None:
+        parser.error("gpu needs --shards")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what the command line asks for; print tables, and write them and the figures into the folder OUT."""
+    arguments = parsed(argv)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.what == "gpu":
+        from bench_step_gpu import MODELS, table
+
+        lines, figures = table(arguments.out, arguments.shards, arguments.models or MODELS)
+        _write(arguments.out / "gpu", lines, figures)
+        return 0
     for size in arguments.sizes:
         lines, figures = race(arguments, size) if arguments.what == "race" else profile(arguments, size)
-        table = "\n".join(lines)
-        print(table, flush=True)
-        (arguments.out / f"{arguments.what}-{size}.md").write_text(table + "\n")
-        figures = {"command": sys.argv, "machine": machine(), **figures}
-        (arguments.out / f"{arguments.what}-{size}.json").write_text(json.dumps(figures, indent=1) + "\n")
+        _write(arguments.out / f"{arguments.what}-{size}", lines, figures)
     return 0
 
 
+def _write(path: Path, lines: list[str], figures: dict[str, Any]) -> None:
+    table = "\n".join(lines)
+    print(table + "\n", flush=True)
+    path.with_suffix(".md").write_text(table + "\n")
+    figures = {"command": sys.argv, "machine": machine(), "ours": own_versions(("torch", "timm")), **figures}
+    path.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
+
+
 def race(arguments: argparse.Namespace, size: str) -> tuple[list[str], dict[str, Any]]:
-    """Let all take steps in turn, the matrix product among them."""
+    """Let all take steps in turn, the matrix product among them; return a table and all figures."""
     start = (size, arguments.threads)
     runners = [Contestant(sys.executable, "bench_step_ours.py", name, *start) for name in arguments.ours]
-    runners += [Contestant(arguments.peers, "bench_step_peers.py", name, *start) for name in THEIRS]
-    order, found = random.Random(0), {runner.name: [] for runner in runners}
+    runners += [Contestant(arguments.peers, "bench_step_peers.py", name, *start) for name in arguments.theirs]
+    order = random.Random(0)
+    found: dict[str, list[dict[str, float]]] = {runner.name: [] for runner in runners}
     rates = []
     for _ in range(arguments.rounds):
         rates.append(gemm_rate(arguments.threads))
@@ -95,26 +118,33 @@ def race(arguments: argparse.Namespace, size: str) -> tuple[list[str], dict[str,
             found[runner.name].append(runner.step())
     for runner in runners:
         runner.close()
-    flops, rate = step_flops(size), statistics.median(rates)
+    flops = step_flops(size)
+    packages = versions(arguments.peers, PACKAGES) if arguments.theirs else {}
+    figures = {"steps": found, "sgemm": rates, "flops": flops, "theirs": packages}
+    return race_table(size, found, arguments.theirs, flops, statistics.median(rates)), figures
+
+
+def race_table(
+    size: str, found: dict[str, list[dict[str, float]]], theirs: Sequence[str], flops: float, rate: float
+) -> list[str]:
+    """Return a table of the medians; times and memory against the best of ``theirs``, or of all without any."""
     seconds = {name: statistics.median(step["seconds"] for step in steps) for name, steps in found.items()}
-    fastest = min(seconds[name] for name in THEIRS)
-    least = min(found[name][-1]["peak"] for name in THEIRS)
+    fastest = min(seconds[name] for name in theirs or found)
+    least = min(found[name][-1]["peak"] for name in theirs or found)
     lines = [
-        f"| {size}, batch {BATCH} | ms a step | times as fast as the fastest peer | share of sgemm | peak MB | of the least | spread |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        f"| {size}, batch {SIZES[size].batch} | ms a step | times the fastest peer | of sgemm | peak MB |"
+        " of the least | page faults | spread |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, steps in found.items():
-        taken = [step["seconds"] for step in steps]
-        spread = (max(taken) - min(taken)) / seconds[name]
-        peak = steps[-1]["peak"]
-        share = flops / seconds[name] / rate
+        taken, peak = [step["seconds"] for step in steps], steps[-1]["peak"]
         lines.append(
-            f"| {name} | {1e3 * seconds[name]:,.0f} | {fastest / seconds[name]:.2f} | {share:.0%} | {peak / 1e6:,.0f} | "
-            f"{peak / least:.2f} | {spread:.0%} |"
+            f"| {name} | {1e3 * seconds[name]:,.0f} | {fastest / seconds[name]:.2f} | "
+            f"{flops / seconds[name] / rate:.0%} | {peak / 1e6:,.0f} | {peak / least:.2f} | "
+            f"{statistics.median(step['faults'] for step in steps):,.0f} | "
+            f"{(max(taken) - min(taken)) / seconds[name]:.0%} |"
         )
-    lines.append(f"\nsgemm {GEMM}^3: {rate / 1e9:.0f} GFLOP/s; a step: {flops / 1e9:.0f} GFLOP\n")
-    packages = versions(arguments.peers, PACKAGES)
-    return lines, {"steps": found, "sgemm": rates, "flops": flops, "versions": packages}
+    return [*lines, f"\nsgemm {GEMM}^3: {rate / 1e9:,.0f} GFLOP/s; a step: {flops / 1e9:,.1f} GFLOP"]
 
 
 def gemm_rate(threads: int) -> float:
@@ -134,53 +164,45 @@ def gemm_rate(threads: int) -> float:
 
 
 def step_flops(size: str) -> float:
-    """Count the operations of forward and backward of the plain model with torch's counter, on the meta device."""
-    import torch
+    """Count the operations of a step of the plain model; its head, as all contestants', is at half of the patches."""
+    from bench_step_gpu import flops_per_image
     from bench_step_ours import settings
-    from torch.utils.flop_counter import FlopCounterMode
 
-    from mpp.model.tasks import zero_linear
-    from mpp.model.vit import Vit
-
-    with torch.device("meta"):
-        vit = Vit(settings(SIZES[size]))
-        head = zero_linear(vit.width, 512)
-        side = SIZES[size].image
-        images = torch.zeros(BATCH, 3, side, side, dtype=torch.uint8)
-    with FlopCounterMode(display=False) as counter:
-        head(vit(images).patches_BND[:, : vit.num_patches // 2]).sum().backward()
-    return float(counter.get_total_flops())
+    return SIZES[size].batch * flops_per_image(settings(SIZES[size]))
 
 
 def profile(arguments: argparse.Namespace, size: str) -> tuple[list[str], dict[str, Any]]:
     """Say where the time of mpp's step goes, by kind of operation."""
     import torch
-    from bench_step_ours import step_of
+    from bench_step_ours import build
+    from torch.profiler import ProfilerActivity
 
     torch.set_num_threads(arguments.threads)
-    step = step_of(None)(SIZES[size])
+    step = build(SIZES[size])
     for _ in range(3):
         step()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as profiler:
         for _ in range(arguments.rounds):
             step()
     kinds: dict[str, float] = {}
-    for event in profiler.key_averages():
-        kinds[kind_of(event.key)] = kinds.get(kind_of(event.key), 0.0) + event.self_cpu_time_total
+    operations = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    for operation, spent in operations.items():
+        kinds[kind_of(operation)] = kinds.get(kind_of(operation), 0.0) + spent
     total = sum(kinds.values())
     lines = [f"| {size}: where a step of {total / 1e3 / arguments.rounds:,.0f} ms goes | share |", "|---|---:|"]
     lines += [f"| {kind} | {spent / total:.1%} |" for kind, spent in sorted(kinds.items(), key=lambda one: -one[1])]
-    return lines, {"microseconds": kinds}
+    return lines, {"microseconds": operations}
 
 
+# In this order: the first kind whose part is in an operation's name has it.
 KINDS: dict[str, Sequence[str]] = {
-    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear", "mkldnn", "convolution"),
     "attention": ("attention",),
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "mkldnn", "convolution"),
     "GELU": ("gelu",),
-    "layer norm": ("layer_norm",),
-    "loss": ("softmax", "nll_loss"),
+    "norms": ("layer_norm",),
+    "loss": ("softmax", "nll_loss", "argmax"),
     "optimizer": ("adam", "Optimizer"),
-    "gather, scatter, copy": ("gather", "scatter", "index", "copy_", "cat", "clone", "contiguous", "zero", "fill"),
+    "gather, scatter, copy": ("gather", "scatter", "index", "copy_", "cat", "clone", "slice", "zero", "fill", "sort"),
     "sums": ("aten::sum", "aten::mean"),
     "elementwise": ("add", "mul", "div", "sub"),
 }

@@ -16,7 +16,7 @@ from torch import Tensor
 from mpp.model.tasks import MaskedPatchesConfig, build_task
 from mpp.model.vit import Vit, VitConfig
 from mpp.stream.batches import Batch
-from mpp.training.computing import keep_memory, micro_batch_of
+from mpp.training.computing import Compute, images_in_cache, set_up
 from mpp.training.devices import divide_batch, open_accelerator, prepare
 from mpp.training.loop import Plan, Trainer
 from mpp.training.optim import AdamW, Schedule, build_optimizer
@@ -45,11 +45,11 @@ def noise(size: Size, micro: int) -> list[Batch]:
 
 def build(size: Size, micro_batch: int | None = None) -> Step:
     """Return a step of a trainer as ``mpp pretrain`` makes one; the loss is the mean over its micro-batches."""
-    keep_memory()
     accelerator = open_accelerator("fp32")
     task = build_task(MaskedPatchesConfig(), Vit(settings(size)), num_classes=None, seed=0)
-    micro_batch = micro_batch_of(task, micro_batch, size.batch, accelerator.device)
-    micro, accumulate = divide_batch(size.batch, micro_batch, 1)
+    set_up(task, Compute(), accelerator)
+    fitting = images_in_cache(task.vit, accelerator.device)
+    micro, accumulate = divide_batch(size.batch, micro_batch, 1, fitting=fitting)
     optimizer = build_optimizer(task, AdamW())
     task, optimizer = prepare(accelerator, task, optimizer, micro_batch=micro, accumulate=accumulate, clip=None)
     plan = Plan(10**9, accumulate, 1e-4, Schedule(), None, 10**9, 0)

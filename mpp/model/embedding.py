@@ -23,7 +23,8 @@ class PatchConv2d(nn.Conv2d):
             patches_BNP = patches_BNP - mean.expand(-1, -1, height, width).flatten()
             weight = weight / std
         tokens_BND = F.linear(patches_BNP.to(weight.dtype), weight.flatten(1), self.bias)
-        return tokens_BND.transpose(1, 2).unflatten(2, (images_BCHW.shape[2] // height, -1))
+        grid: Tensor = tokens_BND.transpose(1, 2).unflatten(2, (images_BCHW.shape[2] // height, -1))
+        return grid
 
 
 def embed_as_product(patch_embed: nn.Module) -> None:

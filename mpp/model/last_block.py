@@ -21,7 +21,7 @@ class BlockAt(Block):
     ) -> Tensor:
         """Return the tokens [B, T, D], or [B, M, D] of them; dropped paths are drawn alike in both."""
         if at_BM is None:
-            return cast(Tensor, super().forward(x, attn_mask, is_causal))
+            return super().forward(x, attn_mask, is_causal)
         out = take(x, at_BM)
         out = out + self.drop_path1(self.ls1(_attend(cast(Attention, self.attn), self.norm1(x), at_BM)))
         return cast(Tensor, out + self.drop_path2(self.ls2(self.mlp(self.norm2(out)))))
@@ -47,7 +47,8 @@ def take(rows_BND: Tensor, at_BM: Tensor) -> Tensor:
     """Return the rows [B, M, D] of each image; whole rows are copied, several times as fast as ``gather`` on a CPU."""
     images, count = rows_BND.shape[:2]
     starts_B1 = torch.arange(0, images * count, count, device=at_BM.device)[:, None]
-    return rows_BND.flatten(0, 1).index_select(0, (at_BM + starts_B1).flatten()).unflatten(0, at_BM.shape)
+    rows: Tensor = rows_BND.flatten(0, 1).index_select(0, (at_BM + starts_B1).flatten()).unflatten(0, at_BM.shape)
+    return rows
 
 
 def _attend(attention: Attention, x_BTD: Tensor, at_BM: Tensor) -> Tensor:

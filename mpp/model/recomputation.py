@@ -1,4 +1,4 @@
-"""Blocks in a row, some of them keeping their input alone: their activations are computed again in the backward pass."""
+"""Blocks in a row, some of them keeping their input alone: activations are computed again in the backward pass."""
 
 from collections.abc import Sequence
 from typing import cast
