@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 WARM = 3  # steps that do not count
+BASE = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # bytes of Python with torch, the same for all
 
 Step = Callable[[], Tensor]
 
@@ -55,6 +56,7 @@ def serve(contestants: Mapping[str, Callable[[Size], Step]]) -> None:
             "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
             "faults": after.ru_minflt - before.ru_minflt,
             "peak": after.ru_maxrss * 1024,
+            "base": BASE,
             "loss": loss,
         }
         print(json.dumps(figures), flush=True)
