@@ -50,9 +50,7 @@ class Contestant:
 
     def close(self) -> None:
         """End the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+        self.process.communicate()
 
     def _line(self) -> str:
         assert self.process.stdout is not None
