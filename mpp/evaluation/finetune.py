@@ -32,7 +32,8 @@ from mpp.stream.loader import StreamConfig, TrainStream, evaluation_batches
 from mpp.stream.order import Ints
 from mpp.stream.views import ViewConfig
 from mpp.training.backbone import Backbone, load_backbone
-from mpp.training.devices import Precision, divide_batch, open_accelerator, prepare
+from mpp.training.computing import Compute, images_in_cache, set_up
+from mpp.training.devices import Precision, divide_batch, nearest_divisor, open_accelerator, prepare
 from mpp.training.loop import Plan, Trainer
 from mpp.training.optim import OptimizerConfig, Schedule, Sgd, build_optimizer
 from mpp.training.progress import StepProgress
@@ -61,10 +62,11 @@ class TransferRecipe:
     steps: int = Field(500, gt=0, description="optimizer steps")
     global_batch: int = Field(512, gt=0, description="images per step, over all processes; at most all of them")
     micro_batch: int | None = Field(
-        None, gt=0, description="images per forward pass of a process; null: no accumulation"
+        None, gt=0, description="images per forward pass of a process; null: all, or on a CPU what its cache holds"
     )
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: no clipping")
     precision: Precision = Field("auto", description="auto: bf16 on a GPU, fp32 on a CPU")
+    compute: Compute = Compute()
     stream: StreamConfig = StreamConfig()
 
 
@@ -141,8 +143,10 @@ class Finetuning:
         if len(self.grid) > 1:
             self.fitted, self.held_out = split_held_out(self.chosen, labels, settings.held_out, settings.seed)
         self.backbone = None if settings.backbone == SCRATCH else load_backbone(settings.backbone)
-        self.vit = load_vit(settings, self.backbone).settings
+        vit = load_vit(settings, self.backbone)
+        self.vit = vit.settings
         self.accelerator = open_accelerator(settings.precision)
+        self.fitting = images_in_cache(vit, self.accelerator.device, mixing=settings.mixing)
         for ids in (self.fitted, self.chosen):
             self._divide(ids)
 
@@ -188,12 +192,16 @@ class Finetuning:
         """
         settings, world = self.settings, self.accelerator.num_processes
         if len(ids) >= settings.global_batch:
-            return settings.global_batch, *divide_batch(settings.global_batch, settings.micro_batch, world)
+            return settings.global_batch, *divide_batch(
+                settings.global_batch, settings.micro_batch, world, fitting=self.fitting
+            )
         share = len(ids) // world
         if share == 0:
             raise DataError(f"{len(ids)} images to fine-tune on for {world} processes", fix="more labels_per_class")
         most = min(settings.micro_batch or share, share)
         micro = max(size for size in range(1, most + 1) if share % size == 0)
+        if settings.micro_batch is None and self.fitting is not None:
+            micro = nearest_divisor(share, self.fitting)
         return share * world, micro, share // micro
 
     def _fit(self, ids: Ints, rate: float, title: str) -> tuple[nn.Module, float]:
@@ -205,6 +213,7 @@ class Finetuning:
         vit = load_vit(settings, self.backbone)
         bare = Classification(vit, zero_linear(vit.width, self.num_classes), settings.mixing, seed=settings.seed)
         first_losses = _first_loss(bare)
+        set_up(bare, settings.compute, accelerator)
         optimizer = build_optimizer(bare, settings.optimizer)
         task, optimizer = prepare(
             accelerator, bare, optimizer, micro_batch=micro, accumulate=accumulate, clip=settings.clip

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mpp.config import config
 from mpp.errors import ConfigError
 from mpp.model.encoders import Encoder
+from mpp.model.last_block import take
 from mpp.model.masking import Corruption, Mask, RandomMask, corrupt
 from mpp.model.mixing import Mixing, mix, mixed_cross_entropy
 from mpp.model.targets import MeanColor, Target, cut_patches
@@ -72,12 +73,11 @@ class MaskedPatches(nn.Module):
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor, Corruption]:
         """Return the true patches [B, M, 3, p, q], the predictions [B, M, K] for them, and where they are."""
         corruption = self.settings.mask.draw(batch.ids, self.vit.grid, seed=self.seed, epoch=batch.epochs)
-        features = self.vit(batch.images, lambda tokens: corrupt(tokens, self.mask_token, corruption))
-        at = corruption.positions_BM[..., None]
-        corrupted = features.patches_BND.gather(1, at.expand(-1, -1, self.vit.width))
+        at_BM = corruption.positions_BM
+        features = self.vit(batch.images, lambda tokens: corrupt(tokens, self.mask_token, corruption), at_BM)
         patches = cut_patches(batch.images, self.vit.patch)
-        truth = patches.gather(1, at[..., None, None].expand(-1, -1, *patches.shape[2:]))
-        return truth, self.head(corrupted), corruption
+        truth = take(patches.flatten(2), at_BM).unflatten(2, patches.shape[2:])
+        return truth, self.head(features.patches_BND), corruption
 
 
 class Classification(nn.Module):

@@ -10,7 +10,10 @@ import torch
 from timm.layers import build_sincos2d_pos_embed, resample_abs_pos_embed
 from torch import Tensor, nn
 
+from mpp.model.embedding import PatchConv2d, embed_as_product
 from mpp.model.families import VitConfig, create_vit, pixels_per_token
+from mpp.model.last_block import run_last, select_in_last_block
+from mpp.model.recomputation import run_blocks
 
 __all__ = ["Interpolation", "Vit", "VitConfig", "VitFeatures", "resize_positions"]
 
@@ -34,6 +37,9 @@ class Vit(nn.Module):
         super().__init__()
         self.settings = settings
         self.timm = create_vit(settings)
+        self.recompute_every = 0  # activations of every n-th block are computed again in the backward pass
+        embed_as_product(self.timm.patch_embed)
+        select_in_last_block(self.timm.blocks)
         self.width = int(self.timm.embed_dim)
         grid = self.timm.patch_embed.grid_size
         self.grid: tuple[int, int] = (int(grid[0]), int(grid[1]))
@@ -44,17 +50,35 @@ class Vit(nn.Module):
         if settings.positions == "sincos2d":
             self._fix_sincos_positions()
 
-    def forward(self, images_BCHW: Tensor, corrupt: Callable[[Tensor], Tensor] | None = None) -> VitFeatures:
-        """Encode uint8 images; ``corrupt`` maps the embedded patches [B, N, D], before positions are added."""
-        mean, std = cast(Tensor, self.mean), cast(Tensor, self.std)
-        tokens_BND = self.timm.patch_embed((images_BCHW - mean) / std)
+    def forward(
+        self,
+        images_BCHW: Tensor,
+        corrupt: Callable[[Tensor], Tensor] | None = None,
+        at_BM: Tensor | None = None,
+    ) -> VitFeatures:
+        """Encode uint8 images; ``corrupt`` maps the embedded patches [B, N, D], before positions are added.
+
+        With ``at_BM`` only the patches at these positions (int64 [B, M]) are returned, and no class token.
+        """
+        tokens_BND = self._embed(images_BCHW)
         if corrupt is not None:
             tokens_BND = corrupt(tokens_BND)
         # As VisionTransformer.forward_features from here on; test_vit holds the two equal.
         tokens = self.timm.norm_pre(self.timm.patch_drop(self.timm._pos_embed(tokens_BND)))
-        tokens = self.timm.norm(self.timm.blocks(tokens))
         prefix = self.timm.num_prefix_tokens
+        *lower, last = self.timm.blocks
+        tokens = run_blocks(lower, tokens, every=self.recompute_every if self.training else 0)
+        tokens = self.timm.norm(run_last(last, tokens, None if at_BM is None else at_BM + prefix))
+        if at_BM is not None:
+            return VitFeatures(None, tokens)
         return VitFeatures(tokens[:, 0] if self.timm.has_class_token else None, tokens[:, prefix:])
+
+    def _embed(self, images_BCHW: Tensor) -> Tensor:
+        """Return the patch embeddings [B, N, D] of uint8 images, or of floats from 0 to 255."""
+        mean, std, embed = cast(Tensor, self.mean), cast(Tensor, self.std), self.timm.patch_embed
+        if isinstance(getattr(embed, "proj", None), PatchConv2d):
+            return cast(Tensor, embed.norm(embed.proj(images_BCHW, mean, std).flatten(2).transpose(1, 2)))
+        return cast(Tensor, embed((images_BCHW - mean) / std))
 
     def pooled(self, features: VitFeatures) -> Tensor:
         """Return the image feature [B, D] that ``settings.pool`` names."""

@@ -50,14 +50,24 @@ def _keep_to_gloo() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def divide_batch(global_batch: int, micro_batch: int | None, world: int) -> tuple[int, int]:
+def divide_batch(
+    global_batch: int, micro_batch: int | None, world: int, *, fitting: int | None = None
+) -> tuple[int, int]:
     """Return the micro-batch of a process and how many of them make its share of a global batch.
 
+    Where no ``micro_batch`` is asked for it is the whole share, or what divides it nearest to ``fitting`` images.
     Raises ``ConfigError`` where the processes, or the micro-batches, do not divide the global batch.
     """
-    micro = min(micro_batch or global_batch, max(1, global_batch // world))
+    share = max(1, global_batch // world)
+    micro = min(micro_batch or (share if fitting is None else nearest_divisor(share, fitting)), share)
     check_divides(global_batch, world, micro)
     return micro, global_batch // world // micro
+
+
+def nearest_divisor(number: int, wanted: int) -> int:
+    """Return the divisor of ``number`` whose ratio to ``wanted`` is nearest to one; the smaller of two."""
+    divisors = [size for size in range(1, number + 1) if number % size == 0]
+    return min(divisors, key=lambda size: max(size / wanted, wanted / size))
 
 
 def prepare(

@@ -31,6 +31,7 @@ from mpp.stream.state import StreamState
 from mpp.stream.views import ViewConfig
 from mpp.training.backbone import BACKBONE, save_backbone
 from mpp.training.checkpoint import CHECKPOINTS, CheckpointStore
+from mpp.training.computing import Compute, images_in_cache, set_up
 from mpp.training.devices import Precision, divide_batch, open_accelerator, over_processes, prepare
 from mpp.training.ema import BACKBONE_EMA, open_average
 from mpp.training.loop import Plan, Trainer, Values
@@ -67,10 +68,11 @@ class PretrainRecipe:
     steps: int = Field(100_000, gt=0, description="optimizer steps")
     global_batch: int = Field(1024, gt=0, description="images per step, over all processes")
     micro_batch: int | None = Field(
-        None, gt=0, description="images per forward pass of a process; null: no accumulation"
+        None, gt=0, description="images per forward pass of a process; null: all, or on a CPU what its cache holds"
     )
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: no clipping")
     precision: Precision = Field("auto", description="auto: bf16 on a GPU, fp32 on a CPU")
+    compute: Compute = Compute()
     seed: int = Field(0, ge=0, description="seed of weights, order, views, masks and mixing")
     stream: StreamConfig = StreamConfig()
     log_every: int = Field(10, gt=0, description="steps between lines of metrics.jsonl")
@@ -143,7 +145,12 @@ class _Pretraining:
         self, settings: PretrainConfig, shards: Mixture, task: nn.Module, accelerator: Accelerator, run: Run | None
     ) -> None:
         self.settings, self.shards, self.accelerator, self.run = settings, shards, accelerator, run
-        micro, accumulate = divide_batch(settings.global_batch, settings.micro_batch, accelerator.num_processes)
+        set_up(task, settings.compute, accelerator)
+        mixing = settings.task.mixing if isinstance(settings.task, ClassificationConfig) else None
+        fitting = images_in_cache(task.get_submodule("vit"), accelerator.device, mixing=mixing)
+        micro, accumulate = divide_batch(
+            settings.global_batch, settings.micro_batch, accelerator.num_processes, fitting=fitting
+        )
         optimizer = build_optimizer(task, settings.optimizer)
         self.average = open_average(task, settings.ema, warmup=settings.ema_warmup, accelerator=accelerator)
         self.task, self.optimizer = prepare(

@@ -34,7 +34,17 @@ from mpp.training.progress import say
 FINISHED = "finished"
 
 # Settings that change how a run is carried out, not what it computes.
-_FREE = {"out", "stream", "log_every", "save_every", "micro_batch", "allow_changed", "tracker", "picture_every"}
+_FREE = {
+    "out",
+    "stream",
+    "log_every",
+    "save_every",
+    "micro_batch",
+    "allow_changed",
+    "tracker",
+    "picture_every",
+    "compute",
+}
 
 
 class Run:

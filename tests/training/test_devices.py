@@ -38,3 +38,19 @@ def test_figures_are_means_with_the_worst_beside_them_and_counts_are_sums() -> N
     several = SimpleNamespace(num_processes=2, device=torch.device("cpu"), gather=gather)
     together = over_processes(several, {"wait": 0.25}, {"retries": 3})  # type: ignore[arg-type]
     assert together == {"wait": 0.5, "wait_max": 0.75, "retries": 4}
+
+
+@pytest.mark.parametrize(
+    ("global_batch", "micro", "world", "fitting", "expected"),
+    [
+        (64, None, 1, 8, (8, 8)),
+        (64, None, 2, 100, (32, 1)),
+        (48, None, 1, 7, (8, 6)),  # 8 / 7 is nearer to one than 7 / 6
+        (31, None, 1, 8, (31, 1)),  # a prime share is not taken image by image
+        (64, 16, 1, 8, (16, 4)),  # what is asked for is done
+    ],
+)
+def test_without_a_micro_batch_the_share_is_cut_into_what_fits(
+    global_batch: int, micro: int | None, world: int, fitting: int, expected: tuple[int, int]
+) -> None:
+    assert divide_batch(global_batch, micro, world, fitting=fitting) == expected

@@ -1,0 +1,67 @@
+"""How a step is computed, where that changes its speed and its memory, and its result by no more than rounding."""
+
+import ctypes
+import sys
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from pydantic import Field
+from torch import nn
+
+from mpp.config import config
+from mpp.model.mixing import Mixing
+from mpp.model.vit import Vit
+
+# A step on a CPU is fastest where a layer's tokens, in fp32, stay in its cache: 10 images of ViT-Ti/16 at 224 pixels.
+# The same on every CPU, so that micro-batches, and with them rounding and stochastic depth, are the same on all.
+_CACHED_BYTES = 3 << 19
+
+# glibc's mallopt: blocks up to M_MMAP_THRESHOLD come from the heap, which is given back above M_TRIM_THRESHOLD.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_MOST_KEPT = (1 << 31) - 1
+_LARGEST_BLOCK = 1 << 30
+
+
+@config
+class Compute:
+    """How the network is computed; results are the same but for rounding."""
+
+    compile: bool | Literal["auto"] = Field(
+        "auto", description="torch.compile; auto: on a GPU, alone or under DDP; minutes before the first step"
+    )
+    checkpointing: int = Field(
+        0, ge=0, description="every n-th block keeps only its input, and is computed twice; 1: all blocks; 0: none"
+    )
+
+
+def set_up(task: nn.Module, settings: Compute, accelerator: Accelerator) -> None:
+    """Have a task, not prepared yet, computed as ``settings`` say; names of weights stay as they are."""
+    vit = getattr(task, "vit", None)
+    if isinstance(vit, Vit):
+        vit.recompute_every = settings.checkpointing
+    alone = accelerator.distributed_type in (DistributedType.NO, DistributedType.MULTI_GPU)
+    if settings.compile is True or (settings.compile == "auto" and accelerator.device.type == "cuda" and alone):
+        task.compile()
+    keep_memory()
+
+
+def images_in_cache(vit: nn.Module, device: torch.device, *, mixing: Mixing | None = None) -> int | None:
+    """Return how many images a forward pass on a CPU should have; None: as many as there are.
+
+    None on other devices, and with mixing, which takes an image's partner from its micro-batch.
+    """
+    mixes = mixing is not None and bool(mixing.mixup or mixing.cutmix)
+    if device.type != "cpu" or mixes or not isinstance(vit, Vit):
+        return None
+    return max(1, _CACHED_BYTES // (vit.num_patches * vit.width * 4))
+
+
+def keep_memory() -> None:
+    """Let glibc keep freed memory: it is else given back and faulted in again, page by page, in every step."""
+    if sys.platform == "linux" and not torch.cuda.is_available():
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK)
+            mallopt(_M_TRIM_THRESHOLD, _MOST_KEPT)
