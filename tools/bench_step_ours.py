@@ -47,7 +47,7 @@ def build(size: Size, micro_batch: int | None = None) -> Step:
     """Return a step of a trainer as ``mpp pretrain`` makes one; the loss is the mean over its micro-batches."""
     accelerator = open_accelerator("fp32")
     task = build_task(MaskedPatchesConfig(), Vit(settings(size)), num_classes=None, seed=0)
-    set_up(task, Compute(), accelerator)
+    set_up(task, Compute())
     fitting = images_in_cache(task.vit, accelerator.device)
     micro, accumulate = divide_batch(size.batch, micro_batch, 1, fitting=fitting)
     optimizer = build_optimizer(task, AdamW())

@@ -213,7 +213,7 @@ class Finetuning:
         vit = load_vit(settings, self.backbone)
         bare = Classification(vit, zero_linear(vit.width, self.num_classes), settings.mixing, seed=settings.seed)
         first_losses = _first_loss(bare)
-        set_up(bare, settings.compute, accelerator)
+        set_up(bare, settings.compute)
         optimizer = build_optimizer(bare, settings.optimizer)
         task, optimizer = prepare(
             accelerator, bare, optimizer, micro_batch=micro, accumulate=accumulate, clip=settings.clip

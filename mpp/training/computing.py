@@ -2,11 +2,8 @@
 
 import ctypes
 import sys
-from typing import Literal
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from pydantic import Field
 from torch import nn
 
@@ -28,21 +25,18 @@ _LARGEST_BLOCK = 1 << 30
 class Compute:
     """How the network is computed; results are the same but for rounding."""
 
-    compile: bool | Literal["auto"] = Field(
-        "auto", description="torch.compile; auto: on a GPU, alone or under DDP; minutes before the first step"
-    )
+    compile: bool = Field(False, description="torch.compile; it takes minutes before the first step")
     checkpointing: int = Field(
         0, ge=0, description="every n-th block keeps only its input, and is computed twice; 1: all blocks; 0: none"
     )
 
 
-def set_up(task: nn.Module, settings: Compute, accelerator: Accelerator) -> None:
+def set_up(task: nn.Module, settings: Compute) -> None:
     """Have a task, not prepared yet, computed as ``settings`` say; names of weights stay as they are."""
     vit = getattr(task, "vit", None)
     if isinstance(vit, Vit):
         vit.recompute_every = settings.checkpointing
-    alone = accelerator.distributed_type in (DistributedType.NO, DistributedType.MULTI_GPU)
-    if settings.compile is True or (settings.compile == "auto" and accelerator.device.type == "cuda" and alone):
+    if settings.compile:
         task.compile()
     keep_memory()
 

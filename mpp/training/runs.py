@@ -44,6 +44,7 @@ _FREE = {
     "tracker",
     "picture_every",
     "compute",
+    "timeouts",
 }
 
 
