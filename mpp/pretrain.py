@@ -12,7 +12,8 @@ One process: mpp pretrain; many: accelerate launch mpp/pretrain.py. The same com
 def run(argv: Sequence[str]) -> None:
     """Parse the settings and pretrain."""
     from mpp.training.devices import leave_together
-    from mpp.training.pretraining import PretrainConfig, pretrain
+    from mpp.training.pretraining import pretrain
+    from mpp.training.recipe import PretrainConfig
 
     pretrain(parse(PretrainConfig, argv, prog="mpp pretrain", about=ABOUT))
     leave_together()

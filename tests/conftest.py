@@ -80,7 +80,8 @@ def tiny_vit() -> dict[str, Any]:
 def tiny_run(tiny_shards: Path, tiny_vit: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of masked patch prediction on ``tiny_shards``, 2 steps. Read only."""
     from mpp.config import resolve
-    from mpp.training.pretraining import PretrainConfig, pretrain
+    from mpp.training.pretraining import pretrain
+    from mpp.training.recipe import PretrainConfig
 
     out = tmp_path_factory.mktemp("tiny_run") / "run"
     tree = {

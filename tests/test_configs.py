@@ -12,7 +12,7 @@ from mpp.config import merge, read_yaml, resolve
 from mpp.model.encoders import build_encoder
 from mpp.model.families import VitConfig
 from mpp.model.masking import BlockMask
-from mpp.training.pretraining import PretrainConfig
+from mpp.training.recipe import PretrainConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 LAUNCHERS = sorted((CONFIGS / "accelerate").iterdir())

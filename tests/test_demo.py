@@ -11,7 +11,7 @@ from mpp import demo
 from mpp.cli import VERBS
 from mpp.config import read_yaml, resolve
 from mpp.evaluation.comparison import CompareConfig
-from mpp.training.pretraining import PretrainRecipe
+from mpp.training.recipe import PretrainRecipe
 
 
 def compared(name: str) -> CompareConfig:

@@ -18,7 +18,7 @@ def test_names_tell_of_secrets_by_whole_words() -> None:
 
 def test_no_setting_of_ours_is_taken_for_a_secret() -> None:
     from mpp.config import dump, resolve
-    from mpp.training.pretraining import PretrainConfig
+    from mpp.training.recipe import PretrainConfig
 
     plain = dump(resolve(PretrainConfig, {"shards": "a", "out": "b", "vit": {"pool": "token"}}))
     assert redact(plain) == plain

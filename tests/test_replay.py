@@ -7,7 +7,7 @@ import pytest
 
 from mpp.config import dump, resolve
 from mpp.replay import main
-from mpp.training.pretraining import PretrainConfig
+from mpp.training.recipe import PretrainConfig
 from mpp.training.runs import read_metrics
 
 

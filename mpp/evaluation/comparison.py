@@ -23,7 +23,8 @@ from mpp.model.families import VitConfig, is_resnet
 from mpp.model.tasks import ClassificationConfig, MaskedPatchesConfig
 from mpp.shards.indexing import open_any
 from mpp.training.devices import open_accelerator
-from mpp.training.pretraining import PretrainConfig, PretrainRecipe, pretrain
+from mpp.training.pretraining import pretrain
+from mpp.training.recipe import PretrainConfig, PretrainRecipe
 from mpp.training.runs import FINISHED, Run
 from mpp.training.together import from_main
 

@@ -17,7 +17,7 @@ from mpp.report.plots import reconstruction_picture
 from mpp.stream.loader import evaluation_batches
 from mpp.stream.mixture import open_mixture
 from mpp.training.checkpoint import newest_checkpoint
-from mpp.training.pretraining import PretrainConfig
+from mpp.training.recipe import PretrainConfig
 
 
 def draw_reconstructions(run: str, path: str, num_images: int) -> None:

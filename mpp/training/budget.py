@@ -13,7 +13,7 @@ from mpp.stream.mixture import Mixture, Shards, open_mixture
 from mpp.training.devices import divide_batch
 from mpp.training.gpu_memory import GpuMemory, MemoryPlan
 from mpp.training.optim import build_optimizer
-from mpp.training.pretraining import PretrainRecipe
+from mpp.training.recipe import PretrainRecipe
 from mpp.training.utilisation import task_flops
 
 GB = 10**9

@@ -13,33 +13,32 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from pydantic import Field
 from torch import nn
 
-from mpp.config import config, dump
+from mpp.config import dump
 from mpp.errors import Stopped
 from mpp.faults import reach
 from mpp.model.baselines import trivial_baselines
 from mpp.model.encoders import build_encoder
-from mpp.model.tasks import ClassificationConfig, MaskedPatchesConfig, TaskConfig, build_task
-from mpp.model.vit import Vit, VitConfig
+from mpp.model.tasks import ClassificationConfig, MaskedPatchesConfig, build_task
+from mpp.model.vit import Vit
 from mpp.redaction import redact
 from mpp.shards.hashing import permutation
-from mpp.stream.loader import StreamConfig, TrainStream, evaluation_batches
-from mpp.stream.mixture import Mixture, Shards, open_mixture
+from mpp.stream.loader import TrainStream, evaluation_batches
+from mpp.stream.mixture import Mixture, open_mixture
 from mpp.stream.order import count_steps
 from mpp.stream.state import StreamState
-from mpp.stream.views import ViewConfig
 from mpp.training.backbone import BACKBONE, save_backbone
 from mpp.training.checkpoint import CHECKPOINTS, CheckpointStore, complete_checkpoints, verify
-from mpp.training.computing import Compute, images_in_cache, set_up
-from mpp.training.devices import Precision, divide_batch, open_accelerator, over_processes, prepare
+from mpp.training.computing import images_in_cache, set_up
+from mpp.training.devices import divide_batch, open_accelerator, over_processes, prepare
 from mpp.training.ema import BACKBONE_EMA, open_average
 from mpp.training.guard import Guard, guarded, memory_errors
 from mpp.training.loop import Plan, Trainer, Values
 from mpp.training.oddities import Oddities
-from mpp.training.optim import BASE_BATCH, AdamW, OptimizerConfig, Scaling, Schedule, build_optimizer, peak_rate
+from mpp.training.optim import build_optimizer, peak_rate
 from mpp.training.progress import Clock, StepProgress, shown_timing
+from mpp.training.recipe import PretrainConfig
 from mpp.training.reporting import Reporter, open_reporter, reconstruction_painter
 from mpp.training.room import state_bytes
 from mpp.training.runs import FINISHED, Run, settings_hash
@@ -48,59 +47,9 @@ from mpp.training.strategies import check_fits, make_whole, save_state, strategy
 from mpp.training.together import from_main
 from mpp.training.trackers import check_trackers
 from mpp.training.utilisation import find_ceiling
-from mpp.training.watchdog import Timeouts
 
 _BASELINE_IMAGES = 1000  # as many as the published figures were computed on
 _SECONDS_OF_DATA = 30.0  # beyond the stream's own timeout, which can say which shard it was
-
-
-@config
-class PretrainRecipe:
-    """What decides the result of a pretraining run, beside its data."""
-
-    task: TaskConfig = MaskedPatchesConfig()
-    vit: VitConfig = VitConfig()
-    view: ViewConfig = ViewConfig()
-    optimizer: OptimizerConfig = AdamW()
-    learning_rate_scaling: Scaling | None = Field(
-        None, description=f"how optimizer.learning_rate, then that of {BASE_BATCH} images, grows with global_batch"
-    )
-    schedule: Schedule = Schedule()
-    ema: float | None = Field(
-        None, gt=0, lt=1, description="decay of an average of the weights, written as backbone-ema.safetensors"
-    )
-    ema_warmup: bool = Field(False, description="the decay rises to ema with the steps, as in timm")
-    steps: int = Field(100_000, gt=0, description="optimizer steps")
-    global_batch: int = Field(1024, gt=0, description="images per step, over all processes")
-    micro_batch: int | None = Field(
-        None, gt=0, description="images per forward pass of a process; null: all, or on a CPU what its cache holds"
-    )
-    clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: no clipping")
-    precision: Precision = Field("auto", description="auto: bf16 on a GPU, fp32 on a CPU")
-    compute: Compute = Compute()
-    seed: int = Field(0, ge=0, description="seed of weights, order, views, masks and mixing")
-    stream: StreamConfig = StreamConfig()
-    log_every: int = Field(10, gt=0, description="steps between lines of metrics.jsonl")
-    save_every: int = Field(1000, gt=0, description="steps between checkpoints")
-    tracker: str | tuple[str, ...] | None = Field(
-        None, description="experiment tracker of accelerate, or a list: tensorboard, wandb, mlflow, trackio ..."
-    )
-    timeouts: Timeouts = Timeouts()
-    picture_every: int = Field(1000, gt=0, description="steps between pictures, for trackers that show pictures")
-
-
-@config
-class PretrainConfig(PretrainRecipe):
-    """One pretraining run: the recipe, the shards, the folder."""
-
-    shards: Shards = Field(
-        description="folder that mpp-shard or mpp index wrote, WebDataset tars, a URL of such, or a list of them to mix"
-    )
-    split: str = Field("train", description="split of the shard set")
-    out: str = Field(description="run folder; the same command again continues the run in it")
-    allow_changed: tuple[str, ...] = Field(
-        (), description="settings that a run may be continued with though it was begun with others: [steps, schedule]"
-    )
 
 
 def pretrain(settings: PretrainConfig) -> None:

@@ -17,7 +17,8 @@ from mpp.errors import CheckpointError, ConfigError
 from mpp.stream.batches import Batch
 from mpp.training.checkpoint import CHECKPOINTS, complete_checkpoints, verify
 from mpp.training.finite import Judged
-from mpp.training.pretraining import PretrainConfig, Pretraining, build
+from mpp.training.pretraining import Pretraining, build
+from mpp.training.recipe import PretrainConfig
 
 
 @dataclass(frozen=True)

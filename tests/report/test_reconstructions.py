@@ -9,7 +9,8 @@ from PIL import Image
 from mpp.config import resolve
 from mpp.errors import CheckpointError, ConfigError
 from mpp.report.reconstructions import draw_reconstructions
-from mpp.training.pretraining import PretrainConfig, pretrain
+from mpp.training.pretraining import pretrain
+from mpp.training.recipe import PretrainConfig
 
 
 def test_a_picture_of_a_run_is_written(tiny_run: Path, tmp_path: Path) -> None:

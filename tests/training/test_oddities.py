@@ -11,7 +11,7 @@ from mpp.errors import NumericsError
 from mpp.stream.mixture import open_mixture
 from mpp.training.finite import Judged
 from mpp.training.oddities import Oddities
-from mpp.training.pretraining import PretrainConfig
+from mpp.training.recipe import PretrainConfig
 from mpp.training.runs import Run
 
 NAN = float("nan")

@@ -24,7 +24,8 @@ from mpp.model.encoders import build_encoder
 from mpp.training.backbone import load_backbone
 from mpp.training.checkpoint import newest_checkpoint
 from mpp.training.ema import BACKBONE_EMA
-from mpp.training.pretraining import PretrainConfig, pretrain
+from mpp.training.pretraining import pretrain
+from mpp.training.recipe import PretrainConfig
 from mpp.training.runs import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent.parent

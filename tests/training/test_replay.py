@@ -13,7 +13,8 @@ from mpp.config import resolve
 from mpp.errors import ConfigError
 from mpp.model.tasks import StepOutput
 from mpp.stream.batches import Batch
-from mpp.training.pretraining import PretrainConfig, pretrain
+from mpp.training.pretraining import pretrain
+from mpp.training.recipe import PretrainConfig
 from mpp.training.replay import bad_gradients, replay, sample_losses
 
 FAULT = "nan@gradient:7,nan@loss:9"

@@ -20,7 +20,8 @@ from torch import nn
 from mpp.config import merge, resolve
 from mpp.errors import CheckpointError
 from mpp.training.checkpoint import newest_checkpoint
-from mpp.training.pretraining import PretrainConfig, pretrain
+from mpp.training.pretraining import pretrain
+from mpp.training.recipe import PretrainConfig
 from mpp.training.runs import read_metrics
 from mpp.training.strategies import check_fits, make_whole, save_state, strategy_of
 
@@ -54,7 +55,8 @@ SCRIPT = """
 import json, sys
 from mpp.config import resolve
 from mpp.training.devices import leave_together
-from mpp.training.pretraining import PretrainConfig, pretrain
+from mpp.training.pretraining import pretrain
+from mpp.training.recipe import PretrainConfig
 for tree in json.loads(sys.argv[1]):
     pretrain(resolve(PretrainConfig, tree))
 leave_together()
