@@ -9,6 +9,7 @@ from typing import Any
 
 from mpp.config import dump
 from mpp.disk import disk_errors
+from mpp.redaction import redact
 from mpp.stream.mixture import Order
 from mpp.training.finite import Judged, Spikes, not_finite
 from mpp.training.runs import Run
@@ -52,7 +53,7 @@ class Oddities:
             "gradient_norm": _number(judged.norm),
             "world": self._world,
             "ids": [self._order.draw(step, rank, self._world).ids.tolist() for rank in range(self._world)],
-            "settings": dump(self._settings),
+            "settings": redact(dump(self._settings)),
         }
         with disk_errors(path):
             path.write_text(json.dumps(facts, indent=1) + "\n")
