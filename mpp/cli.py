@@ -18,6 +18,7 @@ VERBS = {
     "doctor": "check this machine: versions, devices, limits, disk, processes that meet",
     "budget": "memory, time and energy of a pretraining run before it is started",
     "pretrain": "pretrain a Vision Transformer on shards",
+    "replay": "take a step again that a run has skipped: what in it is not finite",
     "transfer": "fine-tune a backbone on labelled shards and test it",
     "compare": "masked against supervised pretraining against scratch, as a table",
     "reconstruct": "draw what a masked-patch run predicts",

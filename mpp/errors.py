@@ -58,6 +58,12 @@ class DiskError(MppError):
     exit_code = 7
 
 
+class MemoryLimitError(MppError):
+    """A device or machine that has too little memory for the micro-batch."""
+
+    exit_code = 8
+
+
 class Stopped(MppError):
     """The run was asked to stop by a signal and has saved its state."""
 

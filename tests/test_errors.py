@@ -10,7 +10,7 @@ from mpp import errors
 from mpp.errors import DataError, MppError, exit_code_of
 
 CODES = {"ConfigError": 2, "DataError": 3, "CheckpointError": 4, "NumericsError": 5, "HangError": 6}
-CODES |= {"DiskError": 7, "Stopped": 143}
+CODES |= {"DiskError": 7, "MemoryLimitError": 8, "Stopped": 143}
 
 
 @pytest.mark.parametrize(("name", "code"), CODES.items())

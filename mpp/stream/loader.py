@@ -125,6 +125,10 @@ class TrainStream(Iterator[Batch]):
         """Return the state before global step ``step``; ``samples_seen / global_batch`` is the step to begin at."""
         return StreamState.at(step, self._order, self._fingerprint)
 
+    def where(self, sample_id: int) -> str:
+        """Return the shard and key of a sample."""
+        return self._reader.where(sample_id)
+
     def close(self) -> None:
         """End the workers; the stream gives no more batches."""
         self._batches.close()
@@ -137,6 +141,7 @@ class TrainStream(Iterator[Batch]):
         while True:
             ids, epochs = self._order.draw(range(step, step + at_once), rank, world)
             ids = ids if self._subset is None else self._subset[ids]
+            ids, epochs = (_dealt(values, own // micro_batch, micro_batch) for values in (ids, epochs))
             for first in range(0, len(ids), micro_batch):
                 if self._fetching is not None and first % own == 0:
                     self._fetching.advance(step + first // own)
@@ -165,6 +170,15 @@ class TrainStream(Iterator[Batch]):
         if skip.sample_id not in self._said:
             self._said.add(skip.sample_id)
             print(f"skipped: {skip.reason}; sample {skip.instead} takes its place", file=sys.stderr, flush=True)
+
+
+def _dealt(values: Ints, count: int, micro_batch: int) -> Ints:
+    """Return what belongs to the samples of whole steps [n] in the order of their ``count`` micro-batches.
+
+    A step's samples are dealt out in turn, over its micro-batches as over processes: so the micro-batches of a size
+    are the same ones for every number of processes, and the gradient is the same but for the order of a sum.
+    """
+    return values.reshape(-1, micro_batch, count).swapaxes(1, 2).reshape(-1)
 
 
 def evaluation_batches(

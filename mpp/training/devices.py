@@ -1,6 +1,7 @@
 """Processes and devices, through Accelerate: who runs, in which precision, and how a global batch is divided."""
 
 import os
+from collections import deque
 from typing import Literal, cast
 
 import torch
@@ -93,6 +94,26 @@ def divides_weights(accelerator: Accelerator) -> bool:
     """Return whether a process has only its share of the weights, as under ZeRO 3 and FSDP."""
     plugin = accelerator.state.deepspeed_plugin
     return accelerator.distributed_type == DistributedType.FSDP or (plugin is not None and plugin.zero_stage == 3)
+
+
+class RunAhead:
+    """Keeps this process at most two steps ahead of its GPU, which is enough to keep that at work.
+
+    So what is asked for (a stop, a save) is not behind a long queue, and a step that hangs is noticed as that step.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._ends: deque[torch.cuda.Event] | None = deque() if device.type == "cuda" else None
+
+    def wait(self) -> None:
+        """Note the end of a step, and wait for the end of the one before the last."""
+        if self._ends is None:
+            return
+        end = torch.cuda.Event()
+        end.record()
+        self._ends.append(end)
+        if len(self._ends) > 2:
+            self._ends.popleft().synchronize()
 
 
 def over_processes(accelerator: Accelerator, rates: dict[str, float], counts: dict[str, float]) -> dict[str, float]:

@@ -18,6 +18,7 @@ from torch import nn
 
 from mpp.config import config, dump
 from mpp.errors import Stopped
+from mpp.faults import reach
 from mpp.model.baselines import trivial_baselines
 from mpp.model.encoders import build_encoder
 from mpp.model.tasks import ClassificationConfig, MaskedPatchesConfig, TaskConfig, build_task
@@ -30,10 +31,12 @@ from mpp.stream.order import count_steps
 from mpp.stream.state import StreamState
 from mpp.stream.views import ViewConfig
 from mpp.training.backbone import BACKBONE, save_backbone
-from mpp.training.checkpoint import CHECKPOINTS, CheckpointStore
+from mpp.training.checkpoint import CHECKPOINTS, CheckpointStore, complete_checkpoints, verify
 from mpp.training.devices import Precision, divide_batch, open_accelerator, over_processes, prepare
 from mpp.training.ema import BACKBONE_EMA, open_average
+from mpp.training.guard import Guard, guarded, memory_errors
 from mpp.training.loop import Plan, Trainer, Values
+from mpp.training.oddities import Oddities
 from mpp.training.optim import BASE_BATCH, AdamW, OptimizerConfig, Scaling, Schedule, build_optimizer, peak_rate
 from mpp.training.progress import Clock, StepProgress, shown_timing
 from mpp.training.reporting import Reporter, open_reporter, reconstruction_painter
@@ -44,8 +47,10 @@ from mpp.training.strategies import check_fits, make_whole, save_state, strategy
 from mpp.training.together import from_main
 from mpp.training.trackers import check_trackers
 from mpp.training.utilisation import find_ceiling
+from mpp.training.watchdog import Timeouts
 
 _BASELINE_IMAGES = 1000  # as many as the published figures were computed on
+_SECONDS_OF_DATA = 30.0  # beyond the stream's own timeout, which can say which shard it was
 
 
 @config
@@ -78,6 +83,7 @@ class PretrainRecipe:
     tracker: str | tuple[str, ...] | None = Field(
         None, description="experiment tracker of accelerate, or a list: tensorboard, wandb, mlflow, trackio ..."
     )
+    timeouts: Timeouts = Timeouts()
     picture_every: int = Field(1000, gt=0, description="steps between pictures, for trackers that show pictures")
 
 
@@ -99,8 +105,17 @@ def pretrain(settings: PretrainConfig) -> None:
     """Run, or continue, the pretraining that ``settings`` describe, to the end.
 
     Leaves ``backbone.safetensors`` in the run folder. Raises ``ConfigError``, ``DataError``, ``CheckpointError``,
-    ``NumericsError`` or ``DiskError``, and ``Stopped`` after a signal, with a checkpoint saved.
+    ``NumericsError``, ``HangError``, ``DiskError`` or ``MemoryLimitError``, and ``Stopped`` after a signal, with a
+    checkpoint saved.
     """
+    with StopSignals() as stops:
+        shards, task, accelerator = build(settings)
+        with guarded(accelerator, stops, settings.timeouts) as guard:
+            _pretrain(settings, shards, task, accelerator, guard)
+
+
+def build(settings: PretrainConfig) -> tuple[Mixture, nn.Module, Accelerator]:
+    """Open the data, and build the task and the accelerator of a run; raise what is wrong with its settings."""
     shards = open_mixture(settings.shards, settings.split)
     if isinstance(settings.task, ClassificationConfig):
         shards.require_labels()
@@ -112,11 +127,18 @@ def pretrain(settings: PretrainConfig) -> None:
     torch.manual_seed(settings.seed)
     vit = build_encoder(settings.vit)
     task = build_task(settings.task, vit, num_classes=len(shards.classes or ()), seed=settings.seed)
+    return shards, task, accelerator
+
+
+def _pretrain(
+    settings: PretrainConfig, shards: Mixture, task: nn.Module, accelerator: Accelerator, guard: Guard
+) -> None:
     run: Run | None = None
 
     def begin() -> bool:
         nonlocal run
         run = Run(Path(settings.out), settings, settings.allow_changed)
+        guard.peers.last_words = run.close
         return run.finished
 
     finished = from_main(accelerator, begin)
@@ -125,7 +147,7 @@ def pretrain(settings: PretrainConfig) -> None:
         if finished:
             accelerator.print(f"{settings.out}: finished already")
         else:
-            _Pretraining(settings, shards, task, accelerator, run).to_the_end()
+            Pretraining(settings, shards, task, accelerator).to_the_end(run, guard)
         accelerator.print(f"backbone: {Path(settings.out) / BACKBONE}", flush=True)
         outcome = FINISHED
     except Stopped:
@@ -136,13 +158,23 @@ def pretrain(settings: PretrainConfig) -> None:
             run.close(outcome)
 
 
-class _Pretraining:
-    """One run while it lasts: where it starts, what happens between steps, what it leaves."""
+class Pretraining:
+    """One run while it lasts: where it starts, what happens between steps, what it leaves.
+
+    It starts at the newest checkpoint, or at the ``checkpoint`` given: a folder of one, or None for the beginning.
+    """
 
     def __init__(
-        self, settings: PretrainConfig, shards: Mixture, task: nn.Module, accelerator: Accelerator, run: Run | None
+        self,
+        settings: PretrainConfig,
+        shards: Mixture,
+        task: nn.Module,
+        accelerator: Accelerator,
+        *checkpoint: Path | None,
     ) -> None:
-        self.settings, self.shards, self.accelerator, self.run = settings, shards, accelerator, run
+        self.settings, self.shards, self.accelerator = settings, shards, accelerator
+        self.run: Run | None = None
+        self.skipped: dict[str, int] = {}  # what the checkpoint knows of skipped steps
         micro, accumulate = divide_batch(settings.global_batch, settings.micro_batch, accelerator.num_processes)
         optimizer = build_optimizer(task, settings.optimizer)
         self.average = open_average(task, settings.ema, warmup=settings.ema_warmup, accelerator=accelerator)
@@ -150,10 +182,15 @@ class _Pretraining:
             accelerator, task, optimizer, micro_batch=micro, accumulate=accumulate, clip=settings.clip
         )
         self.store = CheckpointStore(Path(settings.out) / CHECKPOINTS, accelerator)
-        self.start = self._resume()
-        if self.start < settings.steps:
-            beside = [] if self.average is None else [self.average.module]
-            self.store.check_room(state_bytes(accelerator, *beside))
+        self.micro_batch, self.order = micro, shards.order(settings.seed, settings.global_batch)
+        if checkpoint:
+            self.start = 0 if checkpoint[0] is None else self._load(checkpoint[0], verify(checkpoint[0]))
+        else:
+            found = self.store.latest()
+            self.start = 0 if found is None else self._load(*found)
+            if self.start < settings.steps:
+                beside = [] if self.average is None else [self.average.module]
+                self.store.check_room(state_bytes(accelerator, *beside))
         self.stream = TrainStream(
             shards,
             settings.view,
@@ -177,37 +214,42 @@ class _Pretraining:
             log_every=settings.log_every,
             seed=settings.seed,
         )
+        self.trainer = Trainer(self.task, self.optimizer, self.stream, accelerator, self.plan, self.average)
+        self.trainer.finite.resume(self.skipped)
 
-    def to_the_end(self) -> None:
+    def to_the_end(self, run: Run | None, guard: Guard) -> None:
         """Train and write the backbone."""
-        settings, shown = self.settings, self.accelerator.is_main_process
-        if self.run is not None:
-            self.run.rewind(self.start)
-            _note_baselines(self.run, self.shards, settings)
-        trainer = Trainer(self.task, self.optimizer, self.stream, self.accelerator, self.plan, self.average)
+        settings, trainer, shown = self.settings, self.trainer, self.accelerator.is_main_process
+        self.run, guard.samples = run, self.samples
+        if run is not None:
+            run.rewind(self.start)
+            _note_baselines(run, self.shards, settings, guard.stops)
         ceiling = find_ceiling(settings.task, settings.vit, len(self.shards.classes or ()), self.accelerator.device)
-        if self.run is not None:
-            self.run.note_environment(ceiling._asdict())
+        if run is not None:
+            run.note_environment(ceiling._asdict())
         clock = Clock(
             settings.global_batch, self.stream.clock, self.accelerator.num_processes * ceiling.images_per_second
         )
+        trainer.waits_for_data = lambda step: guard.clock.pause("the data", settings.stream.timeout + _SECONDS_OF_DATA)
+        trainer.computes = guard.clock.step
+        oddities = Oddities(run, settings, self.order, self.accelerator.num_processes, self._save_here)
         with (
-            self._reporter(self.run) as reporter,
+            self._reporter(run) as reporter,
             closing(self.stream),
-            StopSignals() as stops,
             StepProgress("pretrain", start=self.start, steps=settings.steps, shown=shown) as progress,
+            memory_errors(self.micro_batch, lambda: trainer.done, self._newest),
         ):
 
             def before_step(step: int) -> None:
-                stop = (step % settings.log_every == 0 or self.accelerator.num_processes == 1) and stops.agreed(
-                    self.accelerator
-                )
+                stop = guard.stop_agreed()
                 if step > self.start and (stop or step % settings.save_every == 0):
-                    trainer.check_finite(step - 1)
-                    self._save(step, last=stop)
+                    trainer.read_judged(oddities.note)
+                    with guard.clock.paused("a save"):
+                        self._save(step, last=stop)
                 if stop:
                     raise Stopped(
-                        f"stopped by {stops.received or 'a signal to another process'}, saved at step {step}",
+                        f"stopped by {guard.stops.received or 'a signal to another process'}, "
+                        + (f"saved at step {step}" if step else "nothing to save yet"),
                         fix="the same command continues",
                     )
                 if step == self.start:
@@ -216,11 +258,18 @@ class _Pretraining:
             def on_log(step: int, values: Values) -> None:
                 timing = over_processes(self.accelerator, *clock.lap(step))
                 if reporter is not None:
-                    reporter.log(step, step * settings.global_batch, values, timing)
+                    with guard.clock.paused("the trackers"):
+                        reporter.log(step, step * settings.global_batch, values, timing)
                 progress.show(step, {**values, **shown_timing(timing)})
 
-            trainer.run(self.start, before_step, on_log)
-        self._leave()
+            trainer.run(self.start, before_step, on_log, oddities.note)
+        with guard.clock.paused("the last save"):
+            self._leave()
+
+    def samples(self, step: int) -> str:
+        """Name the samples of this process in a step (from 0)."""
+        ranks = (self.accelerator.process_index, self.accelerator.num_processes)
+        return f"samples {self.order.draw(range(step, step + 1), *ranks).ids.tolist()}"
 
     def _reporter(self, run: Run | None) -> AbstractContextManager[Reporter | None]:
         settings, accelerator = self.settings, self.accelerator
@@ -242,25 +291,21 @@ class _Pretraining:
             painter=lambda: reconstruction_painter(bare, self.shards, settings.view, settings.stream, accelerator),
         )
 
-    def _resume(self) -> int:
-        """Load the newest checkpoint, if there is one, and return its step."""
-        found = self.store.latest()
-        if found is None:
-            return 0
-        folder, facts = found
-        order = self.shards.order(self.settings.seed, self.settings.global_batch)
-        step = StreamState.at(0, order, self.shards.fingerprint).resumed(facts, str(folder))
+    def _load(self, folder: Path, facts: dict[str, Any]) -> int:
+        """Load a checkpoint and return its step."""
+        step = StreamState.at(0, self.order, self.shards.fingerprint).resumed(facts, str(folder))
         check_fits(self.accelerator, facts, folder)
         self.store.load(folder)
         if self.average is not None:
             self.average.resume(folder, self.accelerator.unwrap_model(self.task))
         self.accelerator.print(f"continuing from {folder}", flush=True)
+        self.skipped = facts.get("skipped", {})
         return step
 
     def _save(self, step: int, *, last: bool) -> None:
         launch = {"world": self.accelerator.num_processes, "strategy": strategy_of(self.accelerator)}
         own = {"step": step, "settings_sha256": settings_hash(self.settings), **launch}
-        facts: dict[str, Any] = {**own, **asdict(self.stream.state(step))}
+        facts: dict[str, Any] = {**own, **asdict(self.stream.state(step)), "skipped": self.trainer.finite.state()}
         self.store.save(facts, self._write, last=last)
 
     def _write(self, folder: Path) -> None:
@@ -269,6 +314,12 @@ class _Pretraining:
         save_state(self.accelerator, folder)
         if self.average is not None and self.accelerator.is_main_process:
             self.average.save(folder)
+
+    def _newest(self) -> str:
+        return str(next(iter(complete_checkpoints(self.store.folder)), "the beginning"))
+
+    def _save_here(self) -> None:
+        self._save(self.trainer.done, last=True)
 
     def _leave(self) -> None:
         """Save the last step and write the backbone."""
@@ -290,8 +341,8 @@ class _Pretraining:
         return f"{settings.task.kind}, {budget}, seed {settings.seed}, shards {self.shards.fingerprint[:12]}"
 
 
-def _note_baselines(run: Run, shards: Mixture, settings: PretrainConfig) -> None:
-    """Write ``baselines.json``: what a prediction reaches on this corpus without learning."""
+def _note_baselines(run: Run, shards: Mixture, settings: PretrainConfig, stops: StopSignals) -> None:
+    """Write ``baselines.json``: what a prediction reaches on this corpus without learning; not where asked to stop."""
     path = run.folder / "baselines.json"
     if path.exists() or not isinstance(settings.task, MaskedPatchesConfig):
         return
@@ -300,7 +351,12 @@ def _note_baselines(run: Run, shards: Mixture, settings: PretrainConfig) -> None
     batches = evaluation_batches(
         shards, settings.view, settings.vit.image_size, batch=100, subset=subset, replace=True, settings=stream
     )
-    parts = [(batch.images[batch.ids >= 0], batch.ids[batch.ids >= 0]) for batch in batches]
+    parts = []
+    for batch in batches:
+        reach("baselines")
+        if stops.received is not None:
+            return
+        parts.append((batch.images[batch.ids >= 0], batch.ids[batch.ids >= 0]))
     images, ids = (torch.cat(column) for column in zip(*parts, strict=True))
     bits = getattr(settings.task.target, "bits", 3)
     with torch.device("meta"):

@@ -35,6 +35,7 @@ FINISHED = "finished"
 
 # Settings that change how a run is carried out, not what it computes.
 _FREE = {"out", "stream", "log_every", "save_every", "micro_batch", "allow_changed", "tracker", "picture_every"}
+_FREE |= {"timeouts"}
 
 
 class Run:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, register_tracker_class
+from safetensors.torch import load_file
 
 from mpp.config import merge, resolve
 from mpp.errors import ConfigError, DataError, NumericsError, Stopped
@@ -203,7 +204,7 @@ def test_from_two_processes_to_one_and_back_the_steps_stay_the_same(tiny_shards:
     kill_at(start(command(tiny_shards, moved, calm)), moved, 13)
     subprocess.run([sys.executable, *launch, *command(tiny_shards, moved, calm)], check=True, cwd=ROOT)
     for here, there in zip(read_metrics(whole), read_metrics(moved), strict=True):
-        assert here["loss"] == pytest.approx(there["loss"], rel=1e-4)
+        assert here["loss"] == pytest.approx(there["loss"], rel=1e-6)
 
 
 def test_a_run_says_where_its_time_went(undisturbed: Path) -> None:
@@ -321,13 +322,6 @@ def test_classification_without_labels_is_refused(tiny_shards: Path, tmp_path: P
     with pytest.raises(DataError, match="no labels"):
         pretrain(settings(tmp_path / "bare", tmp_path / "run", task={"kind": "classification"}))
     assert not (tmp_path / "run").exists()
-
-
-def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tiny_shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(NumericsError, match="step"):
-        pretrain(settings(tiny_shards, tmp_path / "run", optimizer={"learning_rate": 1e30}, clip=None))
-    for checkpoint in (tmp_path / "run" / "checkpoints").glob("step-*"):
-        assert int(checkpoint.name[5:]) < 5
 
 
 @contextmanager
@@ -463,3 +457,14 @@ def test_a_finished_run_goes_on_with_a_cool_down_as_if_it_had_been_planned(tiny_
         pretrain(settings(tiny_shards, short, **longer))
     pretrain(settings(tiny_shards, short, allow_changed=["steps", "schedule.cooldown_steps"], **longer))
     assert_same_run(planned, short)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_a_checkpoint_that_is(tiny_shards: Path, tmp_path: Path) -> None:
+    run = settings(tiny_shards, tmp_path / "run", optimizer={"learning_rate": 1e30}, clip=None)
+    with pytest.raises(NumericsError, match=r"(?s)step 4.*mpp replay .*replay-000000004.json"):
+        pretrain(run)
+    newest = newest_checkpoint(tmp_path / "run")
+    assert newest.name == "step-000000004"
+    assert all(bool(torch.isfinite(value).all()) for value in load_file(newest / "model.safetensors").values())
+    assert len(list((tmp_path / "run").glob("replay-*.json"))) == 3
+    assert "failed" in (tmp_path / "run" / "STATUS").read_text()
