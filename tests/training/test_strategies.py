@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -82,17 +80,6 @@ def finish(process: "subprocess.Popen[str]") -> None:
     assert process.returncode == 0, output[-4000:]
 
 
-def kill_after(process: "subprocess.Popen[str]", metrics: Path, lines: int) -> None:
-    """Kill all processes of a launch once a run has logged ``lines`` steps."""
-    deadline = time.monotonic() + 300
-    while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= lines):
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()[0][-4000:]
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-
-
 @pytest.fixture(scope="module")
 def alone(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs of ``VARIANTS`` on one process, each in a folder of its name."""
@@ -120,7 +107,7 @@ def assert_alike(run: Path, other: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [(1,), (2, "--offload_optimizer_device", "cpu"), (3,)], ids=["1", "2 offload", "3"])
 def test_a_zero_run_is_that_of_one_process_also_when_killed(
-    alone: Path, tiny_shards: Path, tmp_path: Path, options: tuple[Any, ...]
+    alone: Path, tiny_shards: Path, tmp_path: Path, options: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("deepspeed", reason='needs pip install -e ".[deepspeed]"')
     trees = [merge(trees_base(tiny_shards, tmp_path / name), changes) for name, changes in VARIANTS.items()]
@@ -135,7 +122,9 @@ def test_a_zero_run_is_that_of_one_process_also_when_killed(
     weights = load_file(tmp_path / "half" / "backbone.safetensors")
     assert any(not torch.equal(value, value.bfloat16().float()) for value in weights.values())  # those kept in fp32
     cut = trees_base(tiny_shards, tmp_path / "cut")
-    kill_after(launch(tmp_path, [cut], *arguments), tmp_path / "cut" / "metrics.jsonl", 3)
+    monkeypatch.setenv("MPP_FAULT", "kill@step:5")
+    launch(tmp_path, [cut], *arguments).communicate()
+    monkeypatch.delenv("MPP_FAULT")
     with pytest.raises(CheckpointError, match=rf"ZeRO {options[0]} on 2 processes, this launch is DDP on 1 process"):
         pretrain(resolve(PretrainConfig, cut))
     finish(launch(tmp_path, [cut], *arguments))
