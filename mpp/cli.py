@@ -19,6 +19,7 @@ VERBS = {
     "budget": "memory, time and energy of a pretraining run before it is started",
     "pretrain": "pretrain a Vision Transformer on shards",
     "transfer": "fine-tune a backbone on labelled shards and test it",
+    "probe": "few-shot, nearest neighbours and a linear probe on frozen features",
     "compare": "masked against supervised pretraining against scratch, as a table",
     "reconstruct": "draw what a masked-patch run predicts",
     "demo": "the whole road in minutes, on images that need no download",
