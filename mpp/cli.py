@@ -20,6 +20,7 @@ VERBS = {
     "pretrain": "pretrain a Vision Transformer on shards",
     "replay": "take a step again that a run has skipped: what in it is not finite",
     "transfer": "fine-tune a backbone on labelled shards and test it",
+    "probe": "few-shot, nearest neighbours and a linear probe on frozen features",
     "compare": "masked against supervised pretraining against scratch, as a table",
     "reconstruct": "draw what a masked-patch run predicts",
     "demo": "the whole road in minutes, on images that need no download",

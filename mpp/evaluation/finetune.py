@@ -114,7 +114,7 @@ def transfer(settings: TransferConfig) -> TransferResult:
     """
     began = time.perf_counter()
     job = Finetuning(settings)
-    path = _results_file(settings.out)
+    path = results_file(settings.out, "results.jsonl")
     result = job.final(job.choose_learning_rate())
     result = replace(result, seconds=round(time.perf_counter() - began, 1))
     if job.accelerator.is_main_process:
@@ -315,9 +315,9 @@ def _first_loss(task: nn.Module) -> list[Tensor]:
     return losses
 
 
-def _results_file(out: str) -> Path:
-    """Return OUT/results.jsonl after making sure that it can be written."""
-    path = Path(out) / "results.jsonl"
+def results_file(out: str, name: str) -> Path:
+    """Return OUT/NAME after making sure that it can be written; raise ``DiskError``."""
+    path = Path(out) / name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.open("a").close()

@@ -1,4 +1,4 @@
-"""Means with intervals and paired differences over seeds (scipy)."""
+"""Means with intervals, paired differences over seeds and p values of several comparisons (scipy)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,3 +52,18 @@ def paired_difference(values: Sequence[float], others: Sequence[float]) -> Diffe
     else:
         p = float(2 * stats.t.sf(abs(summary.mean) / (summary.sd / summary.n**0.5), summary.n - 1))
     return Difference(summary.mean, summary.low, summary.high, p, summary.n)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p values adjusted for their number, each in its place (Holm 1979): the i-th smallest of m times m - i + 1.
+
+    Rejecting those below a level errs at all with at most that probability, however the comparisons depend on each
+    other. None is smaller than that of a smaller p, none above 1. Raises ``ValueError`` for what is no probability.
+    """
+    if not all(0 <= p <= 1 for p in p_values):
+        raise ValueError(f"p values lie in [0, 1], not {list(p_values)}")
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda at: p_values[at])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = largest
+    return adjusted

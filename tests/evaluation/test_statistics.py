@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mpp.evaluation.statistics import Difference, Summary, paired_difference, summarise
+from mpp.evaluation.statistics import Difference, Summary, holm, paired_difference, summarise
 
 values = st.lists(st.integers(0, 1000).map(lambda number: number / 10), min_size=2, max_size=12)
 
@@ -57,3 +57,30 @@ def test_equal_gains_are_certain_and_no_gains_are_not() -> None:
 def test_pairs_must_be_complete() -> None:
     with pytest.raises(ValueError, match="shorter"):
         paired_difference([1.0, 2.0], [1.0])
+
+
+def test_holm_gives_the_values_worked_out_by_hand() -> None:
+    # sorted 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1 is 0.04, 0.06, 0.06, 0.04; none below the one before it
+    assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([0.2]) == [0.2]
+    assert holm([]) == []
+
+
+@given(st.lists(st.integers(0, 1000).map(lambda number: number / 1000), min_size=1, max_size=8))
+def test_holm_rejects_what_stepping_down_rejects(some: list[float]) -> None:
+    adjusted = holm(some)
+    assert all(own <= new <= min(1.0, len(some) * own) for own, new in zip(some, adjusted, strict=True))  # Bonferroni
+    for level in (0.0105, 0.0505, 0.2005):  # none is met exactly
+        rejected = set()
+        for rank, place in enumerate(sorted(range(len(some)), key=lambda at: some[at])):
+            if some[place] > level / (len(some) - rank):
+                break
+            rejected.add(place)
+        assert {place for place, p in enumerate(adjusted) if p <= level} == rejected
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.1, float("nan")])
+def test_holm_refuses_what_is_no_probability(wrong: float) -> None:
+    with pytest.raises(ValueError, match="p values lie in"):
+        holm([0.5, wrong])
