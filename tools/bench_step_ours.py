@@ -16,7 +16,7 @@ from torch import Tensor
 from mpp.model.tasks import MaskedPatchesConfig, build_task
 from mpp.model.vit import Vit, VitConfig
 from mpp.stream.batches import Batch
-from mpp.training.computing import Compute, images_in_cache, set_up
+from mpp.training.computing import Compute, images_at_once, set_up
 from mpp.training.devices import divide_batch, open_accelerator, prepare
 from mpp.training.loop import Plan, Trainer
 from mpp.training.optim import AdamW, Schedule, build_optimizer
@@ -48,7 +48,7 @@ def build(size: Size, micro_batch: int | None = None) -> Step:
     accelerator = open_accelerator("fp32")
     task = build_task(MaskedPatchesConfig(), Vit(settings(size)), num_classes=None, seed=0)
     set_up(task, Compute())
-    fitting = images_in_cache(task.vit, accelerator.device)
+    fitting = images_at_once(task.vit, accelerator.device)
     micro, accumulate = divide_batch(size.batch, micro_batch, 1, fitting=fitting)
     optimizer = build_optimizer(task, AdamW())
     task, optimizer = prepare(accelerator, task, optimizer, micro_batch=micro, accumulate=accumulate, clip=None)
@@ -57,7 +57,9 @@ def build(size: Size, micro_batch: int | None = None) -> Step:
     task.train()
 
     def step() -> Tensor:
-        outputs, _ = trainer._update()
+        outputs, norm = trainer.gradients(0)
+        trainer._update(0, outputs, norm)
+        trainer.read_judged(None)
         return torch.stack([output.loss for output in outputs]).mean()
 
     return step

@@ -32,7 +32,7 @@ from mpp.stream.loader import StreamConfig, TrainStream, evaluation_batches
 from mpp.stream.order import Ints
 from mpp.stream.views import ViewConfig
 from mpp.training.backbone import Backbone, load_backbone
-from mpp.training.computing import Compute, images_in_cache, set_up
+from mpp.training.computing import Compute, images_at_once, set_up
 from mpp.training.devices import Precision, divide_batch, nearest_divisor, open_accelerator, prepare
 from mpp.training.loop import Plan, Trainer
 from mpp.training.optim import OptimizerConfig, Schedule, Sgd, build_optimizer
@@ -62,7 +62,7 @@ class TransferRecipe:
     steps: int = Field(500, gt=0, description="optimizer steps")
     global_batch: int = Field(512, gt=0, description="images per step, over all processes; at most all of them")
     micro_batch: int | None = Field(
-        None, gt=0, description="images per forward pass of a process; null: all, or on a CPU what its cache holds"
+        None, gt=0, description="images per forward pass of a process; null: all, or on a CPU as many as make it fast"
     )
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: no clipping")
     precision: Precision = Field("auto", description="auto: bf16 on a GPU, fp32 on a CPU")
@@ -146,7 +146,7 @@ class Finetuning:
         vit = load_vit(settings, self.backbone)
         self.vit = vit.settings
         self.accelerator = open_accelerator(settings.precision)
-        self.fitting = images_in_cache(vit, self.accelerator.device, mixing=settings.mixing)
+        self.fitting = images_at_once(vit, self.accelerator.device, mixing=settings.mixing)
         for ids in (self.fitted, self.chosen):
             self._divide(ids)
 

@@ -30,7 +30,7 @@ from mpp.stream.order import count_steps
 from mpp.stream.state import StreamState
 from mpp.training.backbone import BACKBONE, save_backbone
 from mpp.training.checkpoint import CHECKPOINTS, CheckpointStore, complete_checkpoints, verify
-from mpp.training.computing import images_in_cache, set_up
+from mpp.training.computing import images_at_once, set_up
 from mpp.training.devices import divide_batch, open_accelerator, over_processes, prepare
 from mpp.training.ema import BACKBONE_EMA, open_average
 from mpp.training.guard import Guard, guarded, memory_errors
@@ -129,7 +129,7 @@ class Pretraining:
         self.average = open_average(task, settings.ema, warmup=settings.ema_warmup, accelerator=accelerator)
         set_up(task, settings.compute)  # after the average: a compiled task is not copied
         mixing = settings.task.mixing if isinstance(settings.task, ClassificationConfig) else None
-        fitting = images_in_cache(task.get_submodule("vit"), accelerator.device, mixing=mixing)
+        fitting = images_at_once(task.get_submodule("vit"), accelerator.device, mixing=mixing)
         micro, accumulate = divide_batch(
             settings.global_batch, settings.micro_batch, accelerator.num_processes, fitting=fitting
         )

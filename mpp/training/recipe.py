@@ -33,7 +33,7 @@ class PretrainRecipe:
     steps: int = Field(100_000, gt=0, description="optimizer steps")
     global_batch: int = Field(1024, gt=0, description="images per step, over all processes")
     micro_batch: int | None = Field(
-        None, gt=0, description="images per forward pass of a process; null: all, or on a CPU what its cache holds"
+        None, gt=0, description="images per forward pass of a process; null: all, or on a CPU as many as make it fast"
     )
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: no clipping")
     precision: Precision = Field("auto", description="auto: bf16 on a GPU, fp32 on a CPU")

@@ -13,7 +13,7 @@ from mpp.model.mixing import Mixing
 from mpp.model.tasks import MaskedPatchesConfig, build_task
 from mpp.model.vit import Vit, VitConfig
 from mpp.stream.batches import Batch
-from mpp.training.computing import Compute, images_in_cache, set_up
+from mpp.training.computing import Compute, images_at_once, set_up
 from mpp.training.optim import AdamW, build_optimizer
 
 TINY = {"name": "vit_tiny_patch16_224", "image_size": (8, 8), "patch_size": 2, "width": 16, "depth": 3, "heads": 2}
@@ -95,14 +95,14 @@ def test_the_loss_is_in_fp32_where_the_rest_is_in_bf16() -> None:
     assert loss.item() == pytest.approx(task(batch_of()).loss.item(), rel=0.05)
 
 
-def test_images_fit_a_cache_by_the_networks_shape_alone() -> None:
+def test_images_at_once_follow_from_the_networks_shape_alone() -> None:
     small, wide = (Vit(resolve(VitConfig, TINY | {"width": width})) for width in (16, 64))
-    assert images_in_cache(small, CPU) == 4 * images_in_cache(wide, CPU)  # type: ignore[operator]
-    assert images_in_cache(small, CPU, mixing=Mixing()) == images_in_cache(small, CPU)
+    assert images_at_once(small, CPU) == 4 * images_at_once(wide, CPU)  # type: ignore[operator]
+    assert images_at_once(small, CPU, mixing=Mixing()) == images_at_once(small, CPU)
 
 
 def test_on_a_gpu_and_for_mixing_a_batch_is_not_cut() -> None:
     vit = Vit(resolve(VitConfig, TINY))
-    assert images_in_cache(vit, torch.device("cuda")) is None
-    assert images_in_cache(vit, CPU, mixing=Mixing(cutmix=1.0)) is None
-    assert images_in_cache(nn.Linear(2, 2), CPU) is None
+    assert images_at_once(vit, torch.device("cuda")) is None
+    assert images_at_once(vit, CPU, mixing=Mixing(cutmix=1.0)) is None
+    assert images_at_once(nn.Linear(2, 2), CPU) is None
