@@ -11,7 +11,7 @@ from mpp.config import config
 from mpp.model.mixing import Mixing
 from mpp.model.vit import Vit
 
-# More images at once than have so many bytes of tokens, in fp32, in a layer do not make a step on a CPU faster, and need
+# More images at once than have so many bytes of tokens, in fp32, in a layer make no step on a CPU faster, and need
 # more memory. A step of 64 images of ViT-Ti/16 at 224 pixels took 3.94 s by 8, 3.81 by 16, 3.56 by 32, 3.54 by 64.
 # The same on every CPU, so that micro-batches, and with them rounding and stochastic depth, are the same on all.
 _BYTES_AT_ONCE = 6 << 20
