@@ -1,12 +1,12 @@
 """A comparison on paper: the table in Markdown and, beside it, its curves and those of pretraining."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mpp.config import read_yaml
 from mpp.evaluation.comparison import Comparison, Row
-from mpp.evaluation.statistics import Difference, Summary
+from mpp.evaluation.statistics import Difference, Summary, holm
 from mpp.report.plots import label_curve, training_curves
 from mpp.training.runs import read_metrics
 
@@ -20,6 +20,7 @@ _HEADER = (
     "seeds",
     "against scratch, points [95 %]",
     "p",
+    "p of all, Holm",
     "rate",
     "images pretrained + fine-tuned",
 )
@@ -36,8 +37,13 @@ def write_report(comparison: Comparison, out: str) -> str:
 
 
 def markdown(comparison: Comparison) -> str:
-    """Return the comparison as a Markdown table with its notes below; columns are aligned for a terminal."""
-    rows = [_HEADER, *(_cells(row) for row in comparison.rows)]
+    """Return the comparison as a Markdown table with its notes below; columns are aligned for a terminal.
+
+    Each p value stands beside itself corrected for the number of differences in the table.
+    """
+    known = [row.difference.p for row in comparison.rows if row.difference is not None and row.difference.p is not None]
+    corrected = iter(holm(known))
+    rows = [_HEADER, *(_cells(row, corrected) for row in comparison.rows)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
@@ -46,14 +52,16 @@ def markdown(comparison: Comparison) -> str:
     return "\n".join([*lines, "", *(f"* {note}" for note in comparison.notes)]).rstrip() + "\n"
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: Row, corrected: Iterator[float]) -> tuple[str, ...]:
+    p = None if row.difference is None else row.difference.p
     return (
         "all" if row.labels_per_class is None else str(row.labels_per_class),
         row.arm,
         _mean(row.top1),
         str(row.top1.n),
         "" if row.difference is None else _points(row.difference),
-        "" if row.difference is None or row.difference.p is None else f"{row.difference.p:.2g}",
+        "" if p is None else f"{p:.2g}",
+        "" if p is None else f"{next(corrected):.2g}",
         f"{row.learning_rate:g}",
         f"{row.pretrain_images:,} + {row.finetune_images:,}",
     )

@@ -31,10 +31,26 @@ def test_the_table_holds_means_intervals_differences_rates_and_budgets() -> None
     lines = markdown(Comparison(ROWS, (), ())).splitlines()
     # t of one degree of freedom, 97.5 %: 12.706; half-widths 12.706 * sd / sqrt(2)
     assert cells(lines[2]) == [
-        *("5", "masked", "52.00 [26.59, 77.41]", "2", "+11.00 [-1.71, +23.71]", "0.058", "0.003", "128,000 + 5,000")
+        *(
+            "5",
+            "masked",
+            "52.00 [26.59, 77.41]",
+            "2",
+            "+11.00 [-1.71, +23.71]",
+            "0.058",
+            "0.058",
+            "0.003",
+            "128,000 + 5,000",
+        )
     ]
-    assert cells(lines[3]) == ["5", "scratch", "41.00 [28.29, 53.71]", "2", "", "", "0.003", "0 + 5,000"]
+    assert cells(lines[3]) == ["5", "scratch", "41.00 [28.29, 53.71]", "2", "", "", "", "0.003", "0 + 5,000"]
     assert cells(lines[4])[:6] == ["all", "masked", "80.00", "1", "-5.00", ""]
+
+
+def test_p_values_are_corrected_for_their_number() -> None:
+    twice = (*ROWS[:2], row("masked", 20, summarise([60.0, 61.0]), paired_difference([60.0, 61.0], [50.0, 51.5])))
+    lines = [cells(line) for line in markdown(Comparison(twice, (), ())).splitlines()]
+    assert [(line[5], line[6]) for line in lines[2:5]] == [("0.058", "0.058"), ("", ""), ("0.016", "0.033")]
 
 
 def test_the_columns_are_aligned_and_the_notes_follow_as_a_list() -> None:
