@@ -38,6 +38,7 @@ class Contestant:
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT)
         if self._line() != "ready":
+            self.process.communicate()
             raise RuntimeError(f"{name} did not start")
 
     def step(self) -> dict[str, float]:
@@ -53,8 +54,10 @@ class Contestant:
         self.process.communicate()
 
     def _line(self) -> str:
+        """Return the next line that is ours, "" at the end: libraries print what they like on their import."""
         assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
+        lines = map(str.strip, iter(self.process.stdout.readline, ""))
+        return next((line for line in lines if line == "ready" or line.startswith("{")), "")
 
 
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -129,17 +132,17 @@ def race_table(
     seconds = {name: statistics.median(step["seconds"] for step in steps) for name, steps in found.items()}
     fastest = min(seconds[name] for name in theirs or found)
     memory = {name: (steps[-1]["peak"], steps[-1]["peak"] - steps[-1]["base"]) for name, steps in found.items()}
-    least = min(memory[name][1] for name in theirs or found)
+    least = min(memory[name][0] for name in theirs or found)
     lines = [
         f"| {size}, batch {SIZES[size].batch} | ms a step | times the fastest peer | of sgemm | peak MB |"
-        " of it above torch | of the least | page faults | spread |",
+        " of the least | above torch | page faults | spread |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, steps in found.items():
         taken, (peak, own) = [step["seconds"] for step in steps], memory[name]
         lines.append(
             f"| {name} | {1e3 * seconds[name]:,.0f} | {fastest / seconds[name]:.2f} | "
-            f"{flops / seconds[name] / rate:.0%} | {peak / 1e6:,.0f} | {own / 1e6:,.0f} | {own / least:.2f} | "
+            f"{flops / seconds[name] / rate:.0%} | {peak / 1e6:,.0f} | {peak / least:.2f} | {own / 1e6:,.0f} | "
             f"{statistics.median(step['faults'] for step in steps):,.0f} | "
             f"{(max(taken) - min(taken)) / seconds[name]:.0%} |"
         )

@@ -200,13 +200,15 @@ def test_tensorboard_shows_one_run_after_a_resume_from_an_earlier_step(tmp_path:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of tensorboard's own thread
 def test_tensorboard_on_a_full_disk_is_warned_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tensorboard", reason="needs pip install tensorboard")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limits, others = resource.getrlimit(resource.RLIMIT_FSIZE), set(threading.enumerate())
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
     try:
         told = Trackers(["tensorboard"], tmp_path, SETTINGS, start=0)
         for step in range(60):
             told.log({"loss": 0.0, "accuracy": 0.0, "learning_rate": 0.0}, step)
         told.close()
+        for thread in set(threading.enumerate()) - others:  # tensorboard's die of it, in this test and in no other
+            thread.join(10)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     shown = capsys.readouterr().out
