@@ -25,13 +25,10 @@ import pydantic_core
 import yaml
 
 from mpp.errors import ConfigError
+from mpp.plain_yaml import Tree, load_plain, read_yaml
 from mpp.redaction import HIDDEN, names_secret, redact
 
-_MOST_BYTES = 2**20  # of a YAML file; configs have a few thousand
-_DEEPEST = 32  # mappings and lists in one another
-
 T = TypeVar("T")
-Tree = dict[str, Any]
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)  # mypy sees no default in Field(3): no specifiers
@@ -112,26 +109,6 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
     return result
 
 
-def read_yaml(file: Path) -> Tree:
-    """Read one YAML mapping; raise ``ConfigError`` for anything else (tags, aliases, lists, no such file)."""
-    try:
-        with file.open("rb") as source:
-            data = source.read(_MOST_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror or error}", fix="name a YAML file that can be read") from None
-    if len(data) > _MOST_BYTES:
-        raise ConfigError(f"{file} has more than {_MOST_BYTES:,} bytes", fix="name a YAML file of settings")
-    try:
-        tree = _load_plain(data.decode())
-    except ValueError as error:
-        raise ConfigError(f"{file} is not plain YAML: {error}") from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{file} holds a {type(tree).__name__}, expected a mapping of settings")
-    return tree
-
-
 def describe(cls: type, *, prog: str, about: str, positional: Sequence[str] = ()) -> str:
     """Return the help page: usage, then every key with its type, default and description."""
     words = " ".join(name.upper() for name in positional)
@@ -147,46 +124,10 @@ def describe(cls: type, *, prog: str, about: str, positional: Sequence[str] = ()
     return "\n".join(lines)
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """YAML without tags that build objects, aliases (which can grow without bound), depths and keys given twice."""
-
-    depth = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not allowed")
-        self.depth += 1
-        if self.depth > _DEEPEST:
-            raise yaml.YAMLError(f"more than {_DEEPEST} mappings and lists in one another")
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        mapping = super().construct_mapping(node, deep=deep)
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        double = next((key for key in keys if keys.count(key) > 1), None)
-        if double is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {double} is given twice", node.start_mark)
-        return mapping
-
-
-def _load_plain(text: str) -> Any:
-    """Return what plain YAML holds; raise ``ValueError`` saying what and where, but quoting nothing of the text."""
-    try:
-        return yaml.load(text, Loader=_PlainLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ValueError(f"{error.problem or error.context}{where}") from None
-    except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from None
-
-
 def _parse_override(word: str) -> Tree:
     key, _, text = word.partition("=")
     try:
-        value: Any = _load_plain(text) if text else ""
+        value: Any = load_plain(text) if text else ""
     except ValueError as error:
         if names_secret(key):
             raise ConfigError(f"{key}={HIDDEN} is not plain YAML") from None

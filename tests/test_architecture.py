@@ -11,7 +11,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {"sources": 1, "shards": 2, "stream": 3, "model": 4, "training": 5, "evaluation": 6, "report": 7}
-GROUND = {"mpp", "mpp.errors", "mpp.config", "mpp.disk", "mpp.faults", "mpp.processes", "mpp.redaction"}
+GROUND = {
+    "mpp",
+    "mpp.errors",
+    "mpp.config",
+    "mpp.disk",
+    "mpp.faults",
+    "mpp.plain_yaml",
+    "mpp.processes",
+    "mpp.redaction",
+}
 ENTRY = 8
 
 FILES = {

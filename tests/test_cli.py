@@ -20,9 +20,8 @@ def _run(code: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_verbs_are_the_entry_points() -> None:
     modules = {file.stem for file in Path(mpp.__file__).parent.glob("*.py")}
-    assert modules - {"__init__", "cli", "config", "disk", "errors", "faults", "processes", "redaction"} == {
-        verb.replace("-", "_") for verb in VERBS
-    }
+    ground = {"config", "disk", "errors", "faults", "plain_yaml", "processes", "redaction"}
+    assert modules - {"__init__", "cli"} - ground == {verb.replace("-", "_") for verb in VERBS}
 
 
 def test_help_has_one_line_for_every_verb(capsys: pytest.CaptureFixture[str]) -> None:

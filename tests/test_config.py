@@ -9,8 +9,9 @@ import pytest
 import yaml
 from pydantic import Field
 
-from mpp.config import config, describe, dump, merge, parse, read_yaml, resolve
+from mpp.config import config, describe, dump, merge, parse, resolve
 from mpp.errors import ConfigError
+from mpp.plain_yaml import read_yaml
 
 
 @config
@@ -197,28 +198,6 @@ def test_a_word_that_is_no_setting_is_told(words: tuple[str, ...], told: str) ->
     assert told in _message(lambda: _parse(*words))
 
 
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("out: !!python/object/apply:os.system [exit]", "could not determine a constructor for the tag"),
-        ("a: &a [x, x]\nb: [*a, *a]", "aliases (*name) are not allowed"),
-        ("- 1\n- 2", "holds a list, expected a mapping of settings"),
-        ("out: [", "is not plain YAML"),
-        ("out: \x00", "is not plain YAML"),
-        ("out: a\nsteps: 3\nout: b", "the key out is given twice"),
-    ],
-)
-def test_a_file_that_is_no_plain_mapping_is_refused(text: str, told: str, write: Callable[[str], str]) -> None:
-    file = write(text)
-    message = _message(lambda: read_yaml(Path(file)))
-    assert file in message and told in message and len(message.splitlines()) == 1
-
-
-def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\xfa")
-    assert "is not plain YAML" in _message(lambda: read_yaml(tmp_path / "x.yaml"))
-
-
 def test_print_config_stops_and_what_it_prints_gives_the_same_settings(
     capsys: pytest.CaptureFixture[str], write: Callable[[str], str]
 ) -> None:
@@ -308,26 +287,6 @@ def test_text_or_a_list_of_text_and_groups_may_be_given() -> None:
 def test_a_mistake_in_a_list_is_told_once_and_where_it_is(sources: Any, line: str) -> None:
     lines = _message(lambda: resolve(Mixed, {"sources": sources})).splitlines()
     assert lines[1:] == [f"  {line}"]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("a: &a [1]\nb: [*a, *a]\n", "aliases (*name) are not allowed"),
-        ("&x a: 1\n? [" + "[" * 100 + "]" * 100 + "]\n: 1\n", "in one another"),
-        ("[" * 500 + "]" * 500, "in one another"),
-        ("{a: " * 40 + "1" + "}" * 40, "in one another"),
-        ("a: " + "1" * 5000, "is not plain YAML"),
-        ("a: 2024-13-45", "is not plain YAML"),
-        ("#" * 2**20 + "\na: 1", "more than 1,048,576 bytes"),
-        ("a: !!python/object/apply:os.system ['touch marker']", "python/object/apply:os.system"),
-    ],
-)
-def test_yaml_that_grows_or_runs_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    file = tmp_path / "x.yaml"
-    file.write_text(text)
-    assert message in _message(lambda: read_yaml(file))
-    assert not (tmp_path / "marker").exists() and not Path("marker").exists()
 
 
 @config

@@ -8,10 +8,11 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 
-from mpp.config import merge, read_yaml, resolve
+from mpp.config import merge, resolve
 from mpp.model.encoders import build_encoder
 from mpp.model.families import VitConfig
 from mpp.model.masking import BlockMask
+from mpp.plain_yaml import read_yaml
 from mpp.training.recipe import PretrainConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

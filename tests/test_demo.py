@@ -9,8 +9,9 @@ from sklearn.datasets import load_digits
 
 from mpp import demo
 from mpp.cli import VERBS
-from mpp.config import read_yaml, resolve
+from mpp.config import resolve
 from mpp.evaluation.comparison import CompareConfig
+from mpp.plain_yaml import read_yaml
 from mpp.training.recipe import PretrainRecipe
 
 

@@ -12,7 +12,7 @@ from mpp.training.runs import read_metrics
 
 
 def test_a_step_of_a_run_is_taken_again(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from mpp.config import read_yaml
+    from mpp.plain_yaml import read_yaml
 
     loss = read_metrics(tiny_run)[-1]["loss"]
     file = tmp_path / "replay-000000002.json"

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import load_file
 
-from mpp.config import read_yaml, resolve
+from mpp.config import resolve
 from mpp.errors import CheckpointError, ConfigError
 from mpp.model.reconstruction import reconstruct
 from mpp.model.tasks import MaskedPatches, MaskedPatchesConfig
 from mpp.model.vit import Vit
+from mpp.plain_yaml import read_yaml
 from mpp.report.plots import reconstruction_picture
 from mpp.stream.loader import evaluation_batches
 from mpp.stream.mixture import open_mixture

@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mpp.config import read_yaml
 from mpp.evaluation.comparison import Comparison, Row
 from mpp.evaluation.statistics import Difference, Summary, holm
+from mpp.plain_yaml import read_yaml
 from mpp.report.plots import label_curve, training_curves
 from mpp.training.runs import read_metrics
 

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from mpp.config import config, read_yaml, resolve
+from mpp.config import config, resolve
 from mpp.errors import ConfigError, DataError
+from mpp.plain_yaml import read_yaml
 from mpp.sources import archives, folders
 from mpp.sources.archives import Archives, open_archives
 from mpp.sources.entries import Entry

@@ -25,9 +25,10 @@ from typing import Any, TextIO
 import torch
 import yaml
 
-from mpp.config import dump, read_yaml
+from mpp.config import dump
 from mpp.disk import disk_errors, fsync_path, lock_file
 from mpp.errors import ConfigError, DiskError
+from mpp.plain_yaml import read_yaml
 from mpp.redaction import redact
 from mpp.training.progress import say
 

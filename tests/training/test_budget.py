@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from mpp.config import read_yaml, resolve
+from mpp.config import resolve
 from mpp.errors import ConfigError, DataError
+from mpp.plain_yaml import read_yaml
 from mpp.shards.shardset import open_shards
 from mpp.training.budget import GPUS, RESERVE, Budget, BudgetConfig, choose_gpu, make_budget
 
