@@ -1,22 +1,13 @@
 """tools/bench_step.py on tiny models: a race of mpp's alone, a profile, and the run for a GPU on a CPU."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-TOOLS = Path(__file__).resolve().parent.parent / "tools"
-
-
-@pytest.fixture
-def tools(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(TOOLS))
-
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("tools")
 def test_a_race_shows_every_contestant_and_its_share_of_the_matrix_rate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -31,7 +22,6 @@ def test_a_race_shows_every_contestant_and_its_share_of_the_matrix_rate(
     assert figures["flops"] > 0
 
 
-@pytest.mark.usefixtures("tools")
 def test_a_profile_divides_a_step_among_kinds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import bench_step
 
@@ -41,7 +31,6 @@ def test_a_profile_divides_a_step_among_kinds(tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("tools")
 def test_the_run_for_a_gpu_goes_from_shards_to_a_utilisation(
     tmp_path: Path, tiny_shards: Path, tiny_vit: dict[str, Any]
 ) -> None:
@@ -57,9 +46,7 @@ def test_the_run_for_a_gpu_goes_from_shards_to_a_utilisation(
     assert lines[2].startswith(f"| {name} | 4 | ")
 
 
-def test_the_tools_floating_point_count_is_six_per_weight_and_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(TOOLS))
-    sys.modules.pop("bench_step_gpu", None)
+def test_the_tools_floating_point_count_is_six_per_weight_and_token() -> None:
     from bench_step_gpu import flops_per_image
 
     from mpp.config import resolve

@@ -12,12 +12,12 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+
+from forked import fork, launched
 
 ROOT = Path(__file__).resolve().parent.parent
 EQUAL = ("metrics.jsonl", "backbone.safetensors")
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     if _ended(_start(arguments, whole, log)) != [0] * arguments.processes:
-        print(f"the undisturbed run failed, see {log}")
+        print(f"the undisturbed run failed, see {log}.*")
         return 2
     seconds, lines = time.monotonic() - began, _logged(whole)
     print(f"undisturbed: {lines} log lines in {seconds:.1f} s", flush=True)
@@ -58,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         codes = _ended(_start(arguments, cut, log))
         different = [name for name in EQUAL if _bytes(whole / name) != _bytes(cut / name)]
         runs, kills, equal = runs + 1, kills + len(told), equal + (not different and not any(codes))
-        verdict = f"different: {', '.join(different)}, codes {codes}, see {log}" if different or any(codes) else "equal"
+        verdict = (
+            f"different: {', '.join(different)}, codes {codes}, see {log}.*" if different or any(codes) else "equal"
+        )
         print(f"run {runs}: killed after {' '.join(told) or 'no'} log lines: {verdict}; {kills} kills", flush=True)
         if verdict != "equal":
             return 1
@@ -68,35 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _start(arguments: argparse.Namespace, out: Path, log: Path) -> list[int]:
     """Fork the processes of a run and return their ids."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = []
-    for rank in range(arguments.processes):
-        together = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": arguments.processes, "MASTER_PORT": port}
-        launched = {name: str(value) for name, value in together.items()} | {"MASTER_ADDR": "127.0.0.1"}
-        child = os.fork()
-        if child == 0:
-            _run([*arguments.settings, f"out={out}"], log, launched if arguments.processes > 1 else {})
-        children.append(child)
-    return children
-
-
-def _run(words: list[str], log: Path, environment: dict[str, str]) -> NoReturn:
-    from mpp.pretrain import main as pretrain
-
-    code = 1
-    try:
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        os.environ.update(environment)
-        code = pretrain(words)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    words = [*arguments.settings, f"out={out}"]
+    environments = launched(arguments.processes)
+    return [fork(words, Path(f"{log}.{rank}"), environment) for rank, environment in enumerate(environments)]
 
 
 def _ended(children: list[int]) -> list[int]:

@@ -5,14 +5,15 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
+
+from forked import fork, launched
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE = 240.0  # seconds; a machine may be busy
@@ -29,15 +30,31 @@ class Ranks(NamedTuple):
         return self.logs[rank].read_text()
 
 
+class Done(NamedTuple):
+    """The exit codes of a run's processes, and what they printed, one after the other."""
+
+    codes: list[int]
+    output: str
+
+    @property
+    def code(self) -> int:
+        """The exit code of a run on one process."""
+        assert len(self.codes) == 1
+        return self.codes[0]
+
+
 class ForkedRuns:
-    """The process that forks, while open; it is the parent of all runs."""
+    """The process that forks, while open; it is the parent of all runs. ``prefix`` is a command that starts it."""
+
+    def __init__(self, *prefix: str) -> None:
+        self.prefix = prefix
 
     def __enter__(self) -> "ForkedRuns":
-        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        path = os.pathsep.join([str(ROOT), str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")])
         self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+            [*self.prefix, sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
         return self
 
     def __exit__(
@@ -48,24 +65,43 @@ class ForkedRuns:
         self._process.wait()
         self._process.stdout.close()
 
+    def place(self, path: Path) -> Path:
+        """Return the path by which other processes find what the server calls ``path``, on its own mounts."""
+        return Path(f"/proc/{self._process.pid}/root{path}")
+
+    def run(
+        self,
+        words: Sequence[str],
+        log: Path,
+        *,
+        ranks: int = 1,
+        file_bytes: int | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Done:
+        """Run ``mpp pretrain WORDS`` on so many processes to its end; their files have at most ``file_bytes``."""
+        run = self._start(words, log, [environment or {}] * ranks, file_bytes)
+        codes = self.codes(run)
+        return Done(codes, "".join(map(run.output, range(ranks))))
+
     def start(
         self, words: Sequence[str], log: Path, *, ranks: int = 1, faults: Mapping[int, str] | None = None
     ) -> Ranks:
         """Start ``mpp pretrain WORDS`` on so many processes, as srun does; ``faults`` are MPP_FAULT by rank."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        pids, logs = [], [Path(f"{log}.{rank}") for rank in range(ranks)]
-        for rank in range(ranks):
-            together = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}
-            environment = {name: str(value) for name, value in together.items()} | {"MASTER_ADDR": "127.0.0.1"}
-            environment = (environment if ranks > 1 else {}) | {"MPP_FAULT": (faults or {}).get(rank, "")}
-            pids.append(self._ask(words=list(words), log=str(logs[rank]), environment=environment))
-        return Ranks(pids, logs)
+        return self._start(words, log, [{"MPP_FAULT": (faults or {}).get(rank, "")} for rank in range(ranks)], None)
 
     def codes(self, run: Ranks) -> list[int]:
         """Wait for the processes of a run and return their exit codes; a signal is minus its number."""
         return [self._ask(wait=pid) for pid in run.pids]
+
+    def _start(
+        self, words: Sequence[str], log: Path, given: Sequence[Mapping[str, str]], file_bytes: int | None
+    ) -> Ranks:
+        logs = [Path(f"{log}.{rank}") for rank in range(len(given))]
+        pids = [
+            self._ask(words=list(words), log=str(own), environment={**launch, **more}, file_bytes=file_bytes)
+            for own, launch, more in zip(logs, launched(len(given)), given, strict=True)
+        ]
+        return Ranks(pids, logs)
 
     def _ask(self, **request: Any) -> int:
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -91,10 +127,7 @@ def serve() -> None:
         if "wait" in request:
             print(_code(request["wait"]), flush=True)
         else:
-            child = os.fork()
-            if child == 0:
-                _run(request["words"], request["log"], request["environment"])
-            print(child, flush=True)
+            print(fork(**request), flush=True)
 
 
 def _code(child: int) -> int:
@@ -107,23 +140,6 @@ def _code(child: int) -> int:
     os.kill(child, 9)
     os.waitpid(child, 0)
     return -99
-
-
-def _run(words: list[str], log: str, environment: dict[str, str]) -> NoReturn:
-    from mpp.pretrain import main
-
-    code = 1
-    try:
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        os.environ.update(environment)
-        code = main(words)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 if __name__ == "__main__":

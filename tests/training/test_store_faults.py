@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from command_server import ROOT, CommandServer, Done
+from forked_runs import ROOT, Done, ForkedRuns
 
 from mpp.disk import lock_file
 from mpp.training.backbone import load_backbone
@@ -28,9 +28,9 @@ Command = Callable[..., Done]
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[CommandServer]:
+def server() -> Iterator[ForkedRuns]:
     """The process that runs are forked from."""
-    with CommandServer() as server:
+    with ForkedRuns() as server:
         yield server
 
 
@@ -51,7 +51,7 @@ def config(tiny_vit: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture
-def command(server: CommandServer, config: Path, tiny_shards: Path, tmp_path: Path) -> Command:
+def command(server: ForkedRuns, config: Path, tiny_shards: Path, tmp_path: Path) -> Command:
     """Return a function that runs ``mpp pretrain`` into tmp_path/run, with words, and MPP_FAULT as its ``fault``."""
 
     def run(*words: str, fault: str = "", environment: dict[str, str] | None = None, **settings: Any) -> Done:
@@ -62,9 +62,7 @@ def command(server: CommandServer, config: Path, tiny_shards: Path, tmp_path: Pa
 
 
 @pytest.fixture(scope="module")
-def undisturbed(
-    server: CommandServer, config: Path, tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def undisturbed(server: ForkedRuns, config: Path, tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run from start to end on one process."""
     out = tmp_path_factory.mktemp("undisturbed")
     done = server.run(["--config", str(config), f"shards={tiny_shards}", f"out={out / 'run'}"], out / "log")
@@ -145,7 +143,7 @@ def test_a_small_disk_is_refused_before_the_first_step_and_a_full_one_loses_noth
     small.mkdir()
     large.mkdir()
     mount = f'mount -t tmpfs -o size=120k none {small} && mount -t tmpfs -o size=10M none {large} && exec "$@"'
-    with CommandServer("unshare", "-Urm", "sh", "-c", mount, "sh") as server:
+    with ForkedRuns("unshare", "-Urm", "sh", "-c", mount, "sh") as server:
 
         def train(disk: Path, *words: str) -> Done:
             given = ["--config", str(config), f"shards={tiny_shards}", f"out={disk / 'run'}", *words]
