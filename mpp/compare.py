@@ -13,7 +13,8 @@ def run(argv: Sequence[str]) -> None:
     """Parse the settings, compare, print the table and write the report."""
     from accelerate import PartialState
 
-    from mpp.evaluation.comparison import CompareConfig, compare
+    from mpp.evaluation.comparison import compare
+    from mpp.evaluation.plan import CompareConfig
     from mpp.report.table import write_report
     from mpp.training.devices import leave_together
 

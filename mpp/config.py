@@ -212,18 +212,26 @@ def _items(annotation: Any) -> type | None:
     return next(filter(None, map(_items, typing.get_args(annotation))), None)
 
 
+def _values(annotation: Any) -> list[type]:
+    """Return the config classes that the values of a mapping may be, none where it is no mapping of such."""
+    return _choices(typing.get_args(annotation)[1]) if typing.get_origin(annotation) is dict else []
+
+
 def _explain(cls: type, detail: Any) -> str:
     """Turn one pydantic error into ``key: what is wrong``, with the nearest key for an unknown one."""
     names: list[str] = []
     owner: type | None = cls
     kinds: dict[Any, type] = {}
     items: type | None = None
+    values: list[type] = []
     for part in detail["loc"]:
         fields = _fields(owner) if owner is not None else {}
         if owner is not None and part in fields:
             annotation = _hints(owner)[part]
-            choices, items = _choices(annotation), _items(annotation)
+            choices, items, values = _choices(annotation), _items(annotation), _values(annotation)
             owner, kinds = (choices[0], {}) if len(choices) == 1 else (None, _kinds(choices))
+        elif values:  # the name of one of them
+            owner, kinds, values = (values[0], {}, []) if len(values) == 1 else (None, _kinds(values), [])
         elif owner is None and isinstance(part, int):
             owner = items
         elif items is not None and part in (items.__name__, "str"):

@@ -1,100 +1,61 @@
 """What pretraining was worth: the same backbone and fine-tuning from every arm, seed by seed.
 
-Arms: ``masked`` and ``supervised`` pretraining on the same shards, steps, views and rate, and ``scratch``. Every arm
-gets the same grid of fine-tuning rates, chosen on held-out labels at the first seed, once per arm and number of
-labels. Finished parts are lines of results.jsonl and are not repeated.
+Every arm gets the same grid of fine-tuning rates, chosen on held-out labels at the first seed, once per arm and number
+of labels. Nothing is repeated that is done: a comparison that was cut off is continued by the same call.
 """
 
 import json
-import os
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
-from pydantic import Field
 
-from mpp.config import config
-from mpp.errors import ConfigError, DataError
-from mpp.evaluation.finetune import SCRATCH, Finetuning, TransferConfig, TransferRecipe
-from mpp.evaluation.statistics import Difference, Summary, paired_difference, summarise
+from mpp.config import dump
+from mpp.errors import DataError
+from mpp.evaluation.arms import Arm, describe
+from mpp.evaluation.fairness import budget_warnings, check_leaks, result_warnings
+from mpp.evaluation.finetune import SCRATCH
+from mpp.evaluation.parts import Record, run_parts
+from mpp.evaluation.plan import CompareConfig, Part, Plan, make_plan
+from mpp.evaluation.statistics import holm, paired_difference, summarise
+from mpp.evaluation.verdict import ArmFacts, Comparison, Cost, DataFacts, Row
 from mpp.model.encoders import build_encoder
-from mpp.model.families import VitConfig, is_resnet
-from mpp.model.tasks import ClassificationConfig, MaskedPatchesConfig
+from mpp.redaction import redact
 from mpp.shards.indexing import open_any
 from mpp.training.devices import open_accelerator
-from mpp.training.pretraining import pretrain
-from mpp.training.recipe import PretrainConfig, PretrainRecipe
-from mpp.training.runs import FINISHED, Run
+from mpp.training.runs import FINISHED, Run, settings_hash
 from mpp.training.together import from_main
 
-Arm = Literal["masked", "supervised", "scratch"]
-
-
-@config
-class CompareConfig:
-    """A comparison: the arms, how often, with how many labels, and the two recipes all arms share."""
-
-    shards: str = Field(description="folder that mpp-shard wrote; its train split is pretrained on")
-    labelled: str | None = Field(None, description="labelled shards to fine-tune and test on; null: the same")
-    out: str = Field(description="folder of the comparison; the same command again continues it")
-    arms: tuple[Arm, ...] = Field(
-        ("masked", "supervised", "scratch"), min_length=1, description="what is compared; differences are to scratch"
-    )
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (0, 1, 2), min_length=1, description="seeds of the fine-tuning runs"
-    )
-    pretrain_per_seed: bool = Field(False, description="pretrain anew for every seed; otherwise once, with the first")
-    labels_per_class: tuple[Annotated[int, Field(gt=0)] | None, ...] = Field(
-        (None,), min_length=1, description="labelled images of each class; null: all"
-    )
-    test_split: str = Field("test", description="split to evaluate, every image once")
-    supervised_vit: VitConfig | None = Field(
-        None, description="another network for the supervised arm, such as a ResNet; null: that of pretrain"
-    )
-    pretrain: PretrainRecipe = PretrainRecipe()
-    transfer: TransferRecipe = TransferRecipe()
-
-
-@dataclass(frozen=True)
-class Row:
-    """One arm at one number of labels: accuracies by seed and what they say."""
-
-    arm: Arm
-    labels_per_class: int | None
-    top1: Summary
-    difference: Difference | None
-    learning_rate: float
-    pretrain_images: int
-    finetune_images: int
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """All rows, in the order of labels and arms, what a reader must know of them, and the folders of pretraining."""
-
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...]
-    runs: tuple[Path, ...]
+DATA = "data.json"
+_NOTHING = Cost(0, 0.0, 0.0)
+_Records = dict[Part, Record]
 
 
 def compare(settings: CompareConfig) -> Comparison:
     """Run what is missing of arms x seeds x labels and return the comparison.
 
     Raises ``ConfigError`` where the folder belongs to another comparison, ``DataError`` where its shards were
-    exchanged, and the errors of its parts.
+    exchanged or test images are among those learnt from, and the errors of its parts.
     """
-    arms, notes = _possible_arms(settings)  # first: bad input leaves no folder behind
+    plan = make_plan(settings)  # first: bad input leaves no folder behind
     accelerator = open_accelerator(settings.transfer.precision)
     run: Run | None = None
 
-    def begin() -> None:
+    def begin() -> tuple[tuple[DataFacts, ...], list[str]]:
         nonlocal run
+        if (Path(settings.out) / DATA).exists():
+            run = Run(Path(settings.out), settings)
+            return _hold_to_data(plan)
+        found = _look_at_data(plan)  # before there is a folder
         run = Run(Path(settings.out), settings)
+        run.write(DATA, json.dumps({"data": [asdict(facts) for facts in found[0]], "warnings": found[1]}, indent=1))
+        return found
 
-    from_main(accelerator, begin)
     try:
-        comparison = _Parts(settings, arms, notes, accelerator.is_main_process).finish()
+        data, warnings = from_main(accelerator, begin)
+        comparison = _conclude(plan, run_parts(plan), data, warnings)
     except BaseException:
         if run is not None:
             run.close("interrupted, the same command continues it")
@@ -104,169 +65,131 @@ def compare(settings: CompareConfig) -> Comparison:
     return comparison
 
 
-def _possible_arms(settings: CompareConfig) -> tuple[tuple[Arm, ...], list[str]]:
-    """Return the arms that the shards allow and notes on that; raise for whatever would fail after hours."""
-    for name in ("seeds", "arms", "labels_per_class"):
-        values = getattr(settings, name)
-        if len(set(values)) < len(values):
-            raise ConfigError(f"{name} {list(values)} repeat themselves: the same run twice is no evidence")
-    if "masked" in settings.arms and not isinstance(settings.pretrain.task, MaskedPatchesConfig):
-        raise ConfigError(
-            f"pretrain.task.kind is {settings.pretrain.task.kind}, the masked arm needs masked_patches",
-            fix="pretrain.task.kind=masked_patches, or arms without masked",
+def _look_at_data(plan: Plan) -> tuple[tuple[DataFacts, ...], list[str]]:
+    """Return what the shards are, and warnings where test images are among those learnt from."""
+    settings = plan.settings
+    pretraining, train = open_any(settings.shards, "train"), open_any(settings.labelled_set, "train")
+    test = open_any(settings.labelled_set, settings.test_split)
+    labels_used = any(arm.kind == "supervised" for arm in plan.arms)
+    warnings = check_leaks(test, train, pretraining, labels_used=labels_used)
+    return tuple(_facts(plan)), warnings
+
+
+def _facts(plan: Plan) -> list[DataFacts]:
+    settings = plan.settings
+    splits = (
+        (settings.shards, "train", "pretraining"),
+        (settings.labelled_set, "train", "fine-tuning"),
+        (settings.labelled_set, settings.test_split, "test"),
+    )
+    facts = []
+    for root, split, role in splits:
+        shards = open_any(root, split)
+        refused = sum(shard.refused for shard in shards.shards)
+        classes = None if shards.classes is None else len(shards.classes)
+        facts.append(DataFacts(root, split, role, shards.samples, refused, classes, shards.fingerprint))
+    return facts
+
+
+def _hold_to_data(plan: Plan) -> tuple[tuple[DataFacts, ...], list[str]]:
+    """Return what was found at the beginning; raise ``DataError`` where the folders hold other images now."""
+    path = Path(plan.settings.out) / DATA
+    known = json.loads(path.read_text())
+    before = tuple(DataFacts(**facts) for facts in known["data"])
+    now = _facts(plan)
+    pairs = zip(before, now, strict=True)
+    changed = [f"{new.path}/{new.split}" for old, new in pairs if old.fingerprint != new.fingerprint]
+    if changed:
+        raise DataError(
+            f"{' and '.join(dict.fromkeys(changed))} changed since {plan.settings.out} was begun",
+            fix="the old shards, or out=ANOTHER",
         )
-    if "masked" in settings.arms and is_resnet(settings.pretrain.vit):
-        raise ConfigError(
-            f"pretrain.vit.name: {settings.pretrain.vit.name} has no patch tokens, the masked arm needs them",
-            fix="arms without masked, or supervised_vit for a ResNet in the supervised arm alone",
-        )
-    if settings.pretrain.precision != settings.transfer.precision:
-        raise ConfigError(
-            f"pretrain.precision is {settings.pretrain.precision}, transfer.precision {settings.transfer.precision}",
-            fix="the same for both",
-        )
-    for labels in settings.labels_per_class:
-        Finetuning(_transfer_config(settings, SCRATCH, labels, settings.seeds[0]))
-    shards = open_any(settings.shards, "train")
-    if "supervised" not in settings.arms:
-        return settings.arms, []
-    notes = []
-    if settings.supervised_vit is not None:
-        with torch.device("meta"):
-            build_encoder(settings.supervised_vit)
-        notes.append(f"the supervised arm is another network, {settings.supervised_vit.name}, than the others")
-    if shards.classes is not None:
-        seen = f"supervised pretraining saw the labels of all {shards.samples:,} images"
-        return settings.arms, [*notes, f"{seen}, also those held out for its rate"]
-    note = f"supervised pretraining is left out: {settings.shards} carries no labels"
-    rest = tuple(arm for arm in settings.arms if arm != "supervised")
-    if not rest:
-        raise DataError(f"{note}, and no other arm is left", fix="arms=[masked,scratch]")
-    return rest, [note]
+    return before, known["warnings"]
 
 
-def _run_folder(settings: CompareConfig, arm: Arm, seed: int) -> Path:
-    return Path(settings.out) / "pretrain" / f"{arm}-seed{seed}"
-
-
-def _transfer_config(settings: CompareConfig, arm: Arm, labels: int | None, seed: int) -> TransferConfig:
-    pretrain_seed = seed if settings.pretrain_per_seed else settings.seeds[0]
-    return TransferConfig(
-        backbone=SCRATCH if arm == SCRATCH else str(_run_folder(settings, arm, pretrain_seed)),
-        shards=settings.labelled or settings.shards,
-        out=settings.out,
-        test_split=settings.test_split,
-        vit=settings.pretrain.vit,
-        labels_per_class=labels,
-        seed=seed,
-        **_values(settings.transfer),
+def _conclude(plan: Plan, records: _Records, data: tuple[DataFacts, ...], warnings: list[str]) -> Comparison:
+    settings, out = plan.settings, Path(plan.settings.out)
+    flops = {arm.name: arm.flops_per_image(plan.num_classes) * _pretrain_images(arm) for arm in plan.arms}
+    finals = {
+        (arm.name, labels): [records[Part("final", arm.name, labels, seed)] for seed in settings.seeds]
+        for labels in settings.labels_per_class
+        for arm in plan.arms
+    }
+    notes = list(plan.notes)
+    if any(arm.recipe is not None for arm in plan.arms) and not settings.pretrain_per_seed:
+        notes.append("intervals hold the variation of fine-tuning (labels drawn, order, views), not of pretraining")
+    return Comparison(
+        rows=tuple(_rows(plan, records)),
+        against=plan.against,
+        arms=tuple(_arm_facts(plan, arm) for arm in plan.arms),
+        data=data,
+        seeds=settings.seeds,
+        metric=settings.transfer.metric,
+        warnings=(*warnings, *budget_warnings(plan.arms, flops, settings.seeds), *result_warnings(finals)),
+        notes=tuple(notes),
+        folder=out,
+        settings=redact(dump(settings)),
+        settings_sha256=settings_hash(settings),
+        environment=json.loads((out / "environment.json").read_text()),
     )
 
 
-class _Parts:
-    """The parts of a comparison, finished ones read from results.jsonl by their key."""
-
-    def __init__(self, settings: CompareConfig, arms: tuple[Arm, ...], notes: list[str], is_main: bool) -> None:
-        self.settings, self.arms, self.notes, self.is_main = settings, arms, notes, is_main
-        self.out = Path(settings.out)
-        self.done = _read_records(self.out / "results.jsonl", mend=is_main)
-        self._hold_to_shards()
-
-    def finish(self) -> Comparison:
-        """Run the missing parts, cheapest order: pretraining first, then every transfer."""
-        settings = self.settings
-        pretrain_seeds = settings.seeds if settings.pretrain_per_seed else settings.seeds[:1]
-        pretrained: list[tuple[Arm, int]] = [
-            (arm, seed) for arm in self.arms if arm != SCRATCH for seed in pretrain_seeds
-        ]
-        for arm, seed in pretrained:
-            self._pretrain(arm, seed)
-        for labels in settings.labels_per_class:
-            for arm in self.arms:
-                for seed in settings.seeds:
-                    self._transfer(arm, labels, seed)
-        rows = tuple(self._row(arm, labels) for labels in settings.labels_per_class for arm in self.arms)
-        if pretrained and not settings.pretrain_per_seed:
-            self.notes.append(
-                "intervals hold the variation of fine-tuning (labels drawn, order, views), not of pretraining"
-            )
-        runs = tuple(_run_folder(settings, arm, seed) for arm, seed in pretrained)
-        return Comparison(rows, tuple(self.notes), runs)
-
-    def _hold_to_shards(self) -> None:
-        """Raise ``DataError`` where finished parts belong to other images in the same folders."""
-        settings = self.settings
-        labelled = settings.labelled or settings.shards
-        sets = {(settings.shards, "train"), (labelled, "train"), (labelled, settings.test_split)}
-        now = {f"{root}/{split}": open_any(root, split).fingerprint for root, split in sorted(sets)}
-        if "shards" not in self.done:
-            self._record("shards", now)
-        changed = [name for name in now if self.done["shards"].get(name) != now[name]]
-        if changed:
-            raise DataError(
-                f"{' and '.join(changed)} changed since {self.out} was begun", fix="the old shards, or out=ANOTHER"
-            )
-
-    def _pretrain(self, arm: Arm, seed: int) -> None:
-        recipe = self.settings.pretrain
-        values = _values(recipe) | {"seed": seed}
-        if arm == "supervised":  # it differs in its task alone, unless another network is asked for
-            values |= {"task": ClassificationConfig(), "vit": self.settings.supervised_vit or recipe.vit}
-        pretrain(PretrainConfig(shards=self.settings.shards, out=str(_run_folder(self.settings, arm, seed)), **values))
-
-    def _transfer(self, arm: Arm, labels: int | None, seed: int) -> None:
-        settings = self.settings
-        rate_key, key = f"rate {arm} {labels}", f"result {arm} {labels} {seed}"
-        if key in self.done:
-            return
-        if rate_key not in self.done:
-            first = Finetuning(_transfer_config(settings, arm, labels, settings.seeds[0]))
-            self._record(rate_key, {"learning_rate": first.choose_learning_rate()})
-        if self.is_main:
-            print(f"fine-tuning: {arm}, {labels or 'all'} labels per class, seed {seed}", flush=True)
-        result = Finetuning(_transfer_config(settings, arm, labels, seed)).final(self.done[rate_key]["learning_rate"])
-        self._record(key, asdict(result))
-
-    def _record(self, key: str, value: dict[str, Any]) -> None:
-        self.done[key] = value
-        if self.is_main:
-            with (self.out / "results.jsonl").open("a") as file:
-                file.write(json.dumps({"part": key, **value}) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-
-    def _row(self, arm: Arm, labels: int | None) -> Row:
-        settings = self.settings
-        top1 = self._top1(arm, labels)
-        against = (
-            None if arm == SCRATCH or SCRATCH not in self.arms else paired_difference(top1, self._top1(SCRATCH, labels))
-        )
-        recipe = settings.pretrain
-        return Row(
-            arm=arm,
-            labels_per_class=labels,
-            top1=summarise(top1),
-            difference=against,
-            learning_rate=self.done[f"rate {arm} {labels}"]["learning_rate"],
-            pretrain_images=0 if arm == SCRATCH else recipe.steps * recipe.global_batch,
-            finetune_images=self.done[f"result {arm} {labels} {settings.seeds[0]}"]["images_seen"],
-        )
-
-    def _top1(self, arm: Arm, labels: int | None) -> list[float]:
-        return [self.done[f"result {arm} {labels} {seed}"]["top1"] for seed in self.settings.seeds]
+def _rows(plan: Plan, records: _Records) -> list[Row]:
+    """Return a row for each number of labels and arm; the p values are corrected for the number of differences."""
+    rows = [_row(plan, records, arm, labels) for labels in plan.settings.labels_per_class for arm in plan.arms]
+    tested = [place for place, row in enumerate(rows) if row.difference is not None and row.difference.p is not None]
+    corrected = holm([rows[place].difference.p for place in tested])  # type: ignore[union-attr, misc]
+    for place, p in zip(tested, corrected, strict=True):
+        rows[place] = Row(**{**vars(rows[place]), "p_holm": p})
+    return rows
 
 
-def _values(recipe: Any) -> dict[str, Any]:
-    return {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+def _row(plan: Plan, records: _Records, arm: Arm, labels: int | None) -> Row:
+    settings = plan.settings
+
+    def accuracies(name: str) -> tuple[float, ...]:
+        return tuple(records[Part("final", name, labels, seed)][settings.transfer.metric] for seed in settings.seeds)
+
+    top1, choice = accuracies(arm.name), records[Part("choose", arm.name, labels, settings.seeds[0])]
+    is_reference = arm.name == plan.against
+    return Row(
+        arm=arm.name,
+        labels_per_class=labels,
+        top1=summarise(top1),
+        top1_by_seed=top1,
+        difference=None if is_reference else paired_difference(top1, accuracies(plan.against)),
+        p_holm=None,
+        learning_rate=choice["learning_rate"],
+        trials=choice["trials"],
+        pretraining=_pretraining(plan, records, arm),
+        tuning=_cost([choice]),
+        finetuning=_cost([records[Part("final", arm.name, labels, seed)] for seed in settings.seeds]),
+    )
 
 
-def _read_records(path: Path, *, mend: bool) -> dict[str, dict[str, Any]]:
-    """Read finished parts; a half-written last line of a killed comparison is cut off and its part repeated."""
-    if not path.exists():
-        return {}
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content and mend:
-        os.truncate(path, len(whole))
-    records = [json.loads(line) for line in whole.splitlines()]
-    return {record.pop("part"): record for record in records}
+def _pretraining(plan: Plan, records: _Records, arm: Arm) -> Cost | None:
+    if arm.recipe is not None:
+        return _cost([records[Part("pretrain", arm.name, None, seed)] for seed in plan.pretrain_seeds()])
+    return _NOTHING if arm.source == SCRATCH else None
+
+
+def _cost(records: Sequence[Record]) -> Cost:
+    """Return the mean cost of some parts."""
+    images, flops, seconds = (
+        float(np.mean([record[name] for record in records])) for name in ("images_seen", "flops", "seconds")
+    )
+    return Cost(round(images), flops, round(seconds, 3))
+
+
+def _pretrain_images(arm: Arm) -> int:
+    return 0 if arm.recipe is None else arm.recipe.steps * arm.recipe.global_batch
+
+
+def _arm_facts(plan: Plan, arm: Arm) -> ArmFacts:
+    seeds = plan.pretrain_seeds() if arm.recipe is not None else ()
+    vit = plan.settings.pretrain.vit if arm.recipe is None else arm.recipe.vit
+    if arm.kind == "backbone":
+        return ArmFacts(arm.name, arm.kind, describe(arm), None, ())
+    with torch.device("meta"):
+        parameters = sum(weight.numel() for weight in build_encoder(vit).parameters())
+    return ArmFacts(arm.name, arm.kind, describe(arm), parameters, tuple(plan.run_folder(arm, seed) for seed in seeds))

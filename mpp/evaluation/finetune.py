@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import torch
@@ -68,6 +68,7 @@ class TransferRecipe:
     precision: Precision = Field("auto", description="auto: bf16 on a GPU, fp32 on a CPU")
     compute: Compute = Compute()
     stream: StreamConfig = StreamConfig()
+    metric: Literal["top1", "top5"] = "top1"
 
 
 @config
@@ -87,6 +88,19 @@ class TransferConfig(TransferRecipe):
 
 
 @dataclass(frozen=True)
+class Choice:
+    """What was chosen on held-out labels, and what all trials together cost."""
+
+    learning_rate: float
+    steps: int
+    trials: int
+    held_out_top1: dict[str, float]
+    images_seen: int
+    flops: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class TransferResult:
     """One line of results.jsonl. Accuracies in percent; ``flops`` and ``images_seen`` of the fine-tuning itself."""
 
@@ -96,6 +110,7 @@ class TransferResult:
     recipe: str
     labels_per_class: int | None
     learning_rate: float
+    trials: int
     top1: float
     top5: float
     test_images: int
@@ -115,7 +130,7 @@ def transfer(settings: TransferConfig) -> TransferResult:
     began = time.perf_counter()
     job = Finetuning(settings)
     path = results_file(settings.out, "results.jsonl")
-    result = job.final(job.choose_learning_rate())
+    result = job.final(job.choose())
     result = replace(result, seconds=round(time.perf_counter() - began, 1))
     if job.accelerator.is_main_process:
         with path.open("a") as file:
@@ -163,8 +178,21 @@ class Finetuning:
                 scores.append(-1.0)
         return self.grid[int(np.argmax(scores))]
 
-    def final(self, rate: float) -> TransferResult:
+    def choose(self) -> Choice:
+        began = time.perf_counter()
+        rate = self.choose_learning_rate()
+        trials = len(self.grid) if len(self.grid) > 1 else 0
+        seen = trials * self.settings.steps * self._divide(self.fitted)[0]
+        flops = seen * _flops_per_image(self.vit, self.num_classes)
+        return Choice(rate, self.settings.steps, trials, {}, seen, flops, round(time.perf_counter() - began, 1))
+
+    def flops_per_step(self) -> float:
+        """Return the operations of one step of the final fine-tuning, over all processes."""
+        return self._divide(self.chosen)[0] * _flops_per_image(self.vit, self.num_classes)
+
+    def final(self, choice: Choice) -> TransferResult:
         """Fine-tune on all chosen labels at ``rate`` and test."""
+        rate = choice.learning_rate
         settings, began = self.settings, time.perf_counter()
         task, first_loss = self._fit(self.chosen, rate, "finetune")
         top1, top5, count = self._test(task, self.test, None)
@@ -176,6 +204,7 @@ class Finetuning:
             recipe=settings.optimizer.kind,
             labels_per_class=settings.labels_per_class,
             learning_rate=rate,
+            trials=choice.trials,
             top1=top1,
             top5=top5,
             test_images=count,

@@ -97,6 +97,8 @@ class Slurm:
     cpus: int = Field(1, gt=0, description="processes of one job, which share its tasks")
     memory_gb: float = Field(2.0, gt=0, description="memory for each of the processes, GB")
     minutes: int = Field(60, gt=0, description="time limit of a job, minutes")
+    gpus: int = Field(0, ge=0, description="GPUs of each process; sharding needs none")
+    threads: int = Field(1, gt=0, description="CPUs of each process; sharding uses one")
     partition: str | None = Field(None, description="SLURM partition; default: the cluster's")
     account: str | None = Field(None, description="SLURM account; default: the user's")
     cluster: Literal["slurm", "local"] = Field("slurm", description="local tries it out with processes of this machine")
@@ -149,10 +151,11 @@ class Slurm:
         try:
             executor = submitit.AutoExecutor(self.logs, cluster=self.cluster)
             executor.update_parameters(
-                name="mpp-shard",
+                name="mpp",
                 timeout_min=self.minutes,
                 tasks_per_node=self.cpus,
-                cpus_per_task=1,
+                cpus_per_task=self.threads,
+                gpus_per_node=self.gpus * self.cpus or None,
                 mem_gb=self.memory_gb * self.cpus,
                 slurm_partition=self.partition,
                 slurm_account=self.account,

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,15 @@ import pytest
 
 from mpp.config import merge, resolve
 from mpp.errors import ConfigError, DataError
-from mpp.evaluation import comparison
-from mpp.evaluation.comparison import CompareConfig, Comparison, compare
-from mpp.evaluation.finetune import Finetuning, TransferResult
+from mpp.evaluation.comparison import compare
+from mpp.evaluation.finetune import Choice, Finetuning, TransferResult
+from mpp.evaluation.plan import CompareConfig
+from mpp.evaluation.verdict import Comparison, Cost
+from mpp.plain_yaml import read_yaml
+from mpp.shards.shardset import open_shards
 from mpp.training.backbone import load_backbone
 
+LONG = {"kind": "scratch", "same_flops": True}
 RESNET = {"name": "resnetv2_50x1_bit", "pool": "mean", **dict.fromkeys(("patch_size", "width", "depth", "heads"))}
 
 
@@ -57,60 +62,117 @@ def undisturbed(tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) 
     return out, compare(settings(tree, out))
 
 
-def parts(out: Path) -> list[dict[str, Any]]:
-    """The lines of results.jsonl without what the clock and the place of the folder decide."""
-    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+def records(out: Path) -> dict[str, dict[str, Any]]:
+    """The records of all parts by name, without what the clock decides."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted((out / "parts").iterdir())}
+    return {name: {key: value for key, value in record.items() if key != "seconds"} for name, record in found.items()}
+
+
+def timeless(comparison: Comparison) -> Comparison:
+    """The comparison without seconds and its own place."""
+
+    def still(cost: Cost | None) -> Cost | None:
+        return None if cost is None else replace(cost, seconds=0.0)
+
+    rows = [
+        replace(row, pretraining=still(row.pretraining), tuning=still(row.tuning), finetuning=still(row.finetuning))
+        for row in comparison.rows
+    ]
+    arms = [replace(arm, runs=tuple(run.name for run in arm.runs)) for arm in comparison.arms]  # type: ignore[misc]
+    settings = {**comparison.settings, "out": ""}
+    still_comparison = replace(comparison, rows=tuple(rows), arms=tuple(arms), settings=settings)
+    return replace(still_comparison, folder=Path(), settings_sha256="", environment={})
 
 
 def test_every_arm_gets_every_seed_one_rate_and_the_same_budget(undisturbed: tuple[Path, Comparison]) -> None:
     out, result = undisturbed
     arms = ("masked", "supervised", "scratch")
-    expected = [
-        f"{kind} {arm} 5{seed}" for arm in arms for kind, seed in [("rate", ""), ("result", " 0"), ("result", " 1")]
-    ]
-    lines = parts(out)
-    assert [line["part"] for line in lines] == ["shards", *expected]
-    results = [line for line in lines if line["part"].startswith("result")]
-    assert len({(line["images_seen"], line["flops"], line["test_images"]) for line in results}) == 1
+    lines = records(out)
+    expected = {"pretrain-masked-seed0", "pretrain-supervised-seed0"}
+    expected |= {f"choose-{arm}-5labels" for arm in arms}
+    expected |= {f"final-{arm}-5labels-seed{seed}" for arm in arms for seed in (0, 1)}
+    assert set(lines) == expected
+    finals = [line for name, line in lines.items() if name.startswith("final")]
+    assert len({(line["images_seen"], line["flops"], line["test_images"], line["trials"]) for line in finals}) == 1
     assert [row.arm for row in result.rows] == list(arms)
-    assert [row.pretrain_images for row in result.rows] == [48, 48, 0]
+    assert [row.trials for row in result.rows] == [2, 2, 2]
     for row in result.rows:
-        values = [line["top1"] for line in results if line["part"].startswith(f"result {row.arm} ")]
-        assert row.top1.mean == pytest.approx(sum(values) / 2)
-        assert (row.difference is None) == (row.arm == "scratch")
+        values = [lines[f"final-{row.arm}-5labels-seed{seed}"]["top1"] for seed in (0, 1)]
+        assert row.top1_by_seed == tuple(values) and row.top1.mean == pytest.approx(sum(values) / 2)
+        assert (row.difference is None) == (row.p_holm is None) == (row.arm == "scratch")
     masked, _, scratch = result.rows
     assert masked.difference is not None
     assert masked.difference.mean == pytest.approx(masked.top1.mean - scratch.top1.mean)
     assert (out / "STATUS").read_text() == "finished\n"
 
 
+def test_what_every_arm_cost_is_told_by_stage(undisturbed: tuple[Path, Comparison]) -> None:
+    masked, supervised, scratch = undisturbed[1].rows
+    costs = [row.pretraining for row in (masked, supervised, scratch)]
+    assert all(cost is not None for cost in costs)
+    assert [cost.images for cost in costs if cost] == [48, 48, 0]
+    assert costs[0] is not None and costs[0].flops > 0 and costs[0].seconds > 0
+    assert scratch.pretraining == Cost(0, 0.0, 0.0)
+    for row in (masked, supervised, scratch):
+        assert row.finetuning.images == 3 * 12  # steps of a batch, of 15 labelled images
+        assert row.tuning.images == 2 * 3 * 12 and row.tuning.seconds > 0
+
+
+def test_a_reader_learns_of_the_data_and_the_arms(undisturbed: tuple[Path, Comparison], tiny_shards: Path) -> None:
+    result = undisturbed[1]
+    assert [(facts.role, facts.split, facts.images, facts.classes) for facts in result.data] == [
+        ("pretraining", "train", 60, 3),
+        ("fine-tuning", "train", 60, 3),
+        ("test", "test", open_shards(tiny_shards, "test").samples, 3),
+    ]
+    words = {arm.name: arm.words for arm in result.arms}
+    assert words["masked"] == "mean_color of 50 % random patches, 3 steps of 16 images"
+    assert words["supervised"] == "labels, 3 steps of 16 images"
+    assert words["scratch"] == "no pretraining"
+    assert all(arm.parameters for arm in result.arms)
+    assert result.settings["shards"] == str(tiny_shards) and len(result.settings_sha256) == 64
+    assert result.environment["packages"]["torch"]
+
+
 def test_the_pretrained_arms_differ_in_their_task_alone(undisturbed: tuple[Path, Comparison]) -> None:
-    masked, supervised = ((run / "config.yaml").read_text() for run in undisturbed[1].runs)
-    assert [run.name for run in undisturbed[1].runs] == ["masked-seed0", "supervised-seed0"]
-    different = set(masked.splitlines()) ^ set(supervised.splitlines())
-    assert {line.split(":")[0].strip() for line in different} <= {
-        *("kind", "mask", "ratio", "masked", "other", "target", "bits", "mixing", "mixup", "cutmix", "out")
-    }
+    runs = [run for arm in undisturbed[1].arms for run in arm.runs]
+    assert [run.name for run in runs] == ["masked-seed0", "supervised-seed0"]
+    masked, supervised = (read_yaml(run / "config.yaml") for run in runs)
+    different = {key for key in masked if masked[key] != supervised[key]}
+    assert different == {"task", "out"}
 
 
-def test_the_notes_say_what_supervised_pretraining_saw(undisturbed: tuple[Path, Comparison]) -> None:
+def test_the_notes_say_what_supervised_pretraining_saw_and_two_seeds_are_a_warning(
+    undisturbed: tuple[Path, Comparison],
+) -> None:
     assert any("the labels of all 60 images" in note for note in undisturbed[1].notes)
     assert any("not of pretraining" in note for note in undisturbed[1].notes)
+    assert any("2 seed(s)" in warning for warning in undisturbed[1].warnings)
 
 
 @pytest.mark.slow
-def test_the_supervised_arm_may_be_a_resnet_and_the_notes_say_so(tree: dict[str, Any], tmp_path: Path) -> None:
+def test_the_supervised_arm_may_be_a_resnet_and_a_warning_says_so(tree: dict[str, Any], tmp_path: Path) -> None:
     changes = {"seeds": [0], "pretrain": {"steps": 1}, "transfer": {"steps": 1, "learning_rates": []}}
-    resnet = {**RESNET, "image_size": [8, 8]}
-    result = compare(settings(tree, tmp_path / "out", supervised_vit=resnet, **changes))
-    assert "the supervised arm is another network, resnetv2_50x1_bit, than the others" in result.notes
-    names = [load_backbone(str(run)).vit.name for run in result.runs]
+    resnet = {"kind": "supervised", "changes": {"vit": {**RESNET, "image_size": [8, 8]}}}
+    arms = ["masked", "resnet", "scratch"]
+    result = compare(settings(tree, tmp_path / "out", arms=arms, variants={"resnet": resnet}, **changes))
+    assert "the arm resnet differs from the others in its vit, not in its task alone" in result.warnings
+    assert any("times the operations of masked" in warning for warning in result.warnings)
+    names = [load_backbone(str(arm.runs[0])).vit.name for arm in result.arms if arm.runs]
     assert names == ["vit_tiny_patch16_224", "resnetv2_50x1_bit"]
-    lines = {line["part"]: line for line in parts(tmp_path / "out")}
-    flops = [lines[f"result {arm} 5 0"]["flops"] for arm in ("masked", "supervised", "scratch")]
-    assert flops[0] == flops[2] < flops[1]
-    assert lines["result supervised 5 0"]["first_loss"] == pytest.approx(math.log(3), abs=1e-6)
+    masked, other, scratch = (row.finetuning.flops for row in result.rows)
+    assert masked == scratch < other
+    first = records(tmp_path / "out")["final-resnet-5labels-seed0"]["first_loss"]
+    assert first == pytest.approx(math.log(3), abs=1e-6)
+
+
+def test_scratch_may_spend_on_fine_tuning_what_the_others_spend_in_all(tree: dict[str, Any], tmp_path: Path) -> None:
+    changes = {"arms": ["masked", "long"], "variants": {"long": LONG}, "seeds": [0], "transfer": {"learning_rates": []}}
+    masked, long = compare(settings(tree, tmp_path / "out", **changes)).rows
+    assert masked.pretraining is not None
+    total = masked.pretraining.flops + masked.finetuning.flops
+    assert long.finetuning.flops == pytest.approx(total, rel=0.5 / 3)  # whole steps
+    assert long.finetuning.images > masked.finetuning.images
 
 
 class Killed(BaseException):
@@ -128,11 +190,11 @@ def test_a_comparison_killed_and_continued_is_the_same_and_repeats_no_finished_p
     calls: list[tuple[str, int]] = []
     final = Finetuning.final
 
-    def mortal(self: Finetuning, rate: float) -> TransferResult:
+    def mortal(self: Finetuning, choice: Choice) -> TransferResult:
         if len(calls) == finished:
             raise Killed
         calls.append((self.settings.backbone, self.settings.seed))
-        return final(self, rate)
+        return final(self, choice)
 
     monkeypatch.setattr(Finetuning, "final", mortal)
     with pytest.raises(Killed):
@@ -142,29 +204,20 @@ def test_a_comparison_killed_and_continued_is_the_same_and_repeats_no_finished_p
     written = weights.stat().st_mtime_ns
     finished = -1
     result = compare(settings(tree, tmp_path / "out"))
-    assert parts(tmp_path / "out") == parts(undisturbed[0])
-    assert result.rows == undisturbed[1].rows
+    assert records(tmp_path / "out") == records(undisturbed[0])
+    assert timeless(result) == timeless(undisturbed[1])
     assert len(calls) == len(set(calls)) == 6
     assert weights.stat().st_mtime_ns == written
-
-
-def test_a_half_written_last_line_is_cut_off_and_its_part_repeated(
-    tree: dict[str, Any], undisturbed: tuple[Path, Comparison], tmp_path: Path
-) -> None:
-    shutil.copytree(undisturbed[0], tmp_path / "out")
-    path = tmp_path / "out" / "results.jsonl"
-    path.write_bytes(path.read_bytes()[:-20])
-    assert compare(settings(tree, tmp_path / "out")).rows == undisturbed[1].rows
-    assert parts(tmp_path / "out") == parts(undisturbed[0])
 
 
 def test_the_end_of_a_comparison_changes_nothing_when_it_is_asked_for_again(
     tree: dict[str, Any], undisturbed: tuple[Path, Comparison], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = (undisturbed[0] / "results.jsonl").read_bytes()
+    before = {path: path.stat().st_mtime_ns for path in (undisturbed[0] / "parts").iterdir()}
     monkeypatch.setattr(Finetuning, "_fit", None)
-    assert compare(settings(tree, undisturbed[0])) == undisturbed[1]
-    assert (undisturbed[0] / "results.jsonl").read_bytes() == before
+    again = compare(settings(tree, undisturbed[0]))
+    assert replace(again, environment={}) == replace(undisturbed[1], environment={})
+    assert {path: path.stat().st_mtime_ns for path in (undisturbed[0] / "parts").iterdir()} == before
 
 
 def test_another_comparison_in_the_same_folder_is_refused(
@@ -178,12 +231,23 @@ def test_other_images_in_the_folder_of_the_shards_are_refused(
     tree: dict[str, Any], undisturbed: tuple[Path, Comparison], tmp_path: Path
 ) -> None:
     shutil.copytree(undisturbed[0], tmp_path / "out")
-    path = tmp_path / "out" / "results.jsonl"
-    first, _, rest = path.read_text().partition("\n")
-    record = json.loads(first)
-    path.write_text(json.dumps({**record, f"{tree['shards']}/test": "another"}) + "\n" + rest)
+    path = tmp_path / "out" / "data.json"
+    known = json.loads(path.read_text())
+    known["data"][2]["fingerprint"] = "another"
+    path.write_text(json.dumps(known))
     with pytest.raises(DataError, match="/test changed since"):
         compare(settings(tree, tmp_path / "out"))
+
+
+def test_a_record_with_more_trials_than_the_others_is_a_warning(
+    tree: dict[str, Any], undisturbed: tuple[Path, Comparison], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed[0], out)
+    path = out / "parts" / "final-masked-5labels-seed0.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "trials": 20}))
+    result = compare(settings(tree, out))
+    assert any(warning.startswith("trials of the grid differ") and "2/20" in warning for warning in result.warnings)
 
 
 def test_without_labels_the_supervised_arm_is_left_out_and_the_notes_say_so(
@@ -193,7 +257,7 @@ def test_without_labels_the_supervised_arm_is_left_out_and_the_notes_say_so(
     result = compare(settings(tree, tmp_path / "out", **changes))
     assert [row.arm for row in result.rows] == ["masked", "scratch"]
     assert any("supervised pretraining is left out" in note and "no labels" in note for note in result.notes)
-    assert [run.name for run in result.runs] == ["masked-seed0"]
+    assert [run.name for arm in result.arms for run in arm.runs] == ["masked-seed0"]
 
 
 def test_a_rate_that_is_chosen_belongs_to_its_arm_and_number_of_labels(
@@ -201,17 +265,30 @@ def test_a_rate_that_is_chosen_belongs_to_its_arm_and_number_of_labels(
 ) -> None:
     chosen = []
 
-    def choose(self: Finetuning) -> float:
+    def choose(self: Finetuning) -> Choice:
         chosen.append((Path(self.settings.backbone).name, self.settings.labels_per_class, self.settings.seed))
-        return float(len(chosen)) / 1000
+        return replace(real(self), learning_rate=len(chosen) / 1000)
 
-    monkeypatch.setattr(Finetuning, "choose_learning_rate", choose)
+    real = Finetuning.choose
+    monkeypatch.setattr(Finetuning, "choose", choose)
     changes = {"arms": ["masked", "scratch"], "labels_per_class": [5, None], "pretrain_per_seed": True}
+    changes["transfer"] = {"learning_rates": []}
     result = compare(settings(tree, tmp_path / "out", **changes))
     assert chosen == [(name, labels, 0) for labels in (5, None) for name in ("masked-seed0", "scratch")]
     assert [row.learning_rate for row in result.rows] == [0.001, 0.002, 0.003, 0.004]
-    assert [run.name for run in result.runs] == ["masked-seed0", "masked-seed1"]
+    assert [run.name for arm in result.arms for run in arm.runs] == ["masked-seed0", "masked-seed1"]
     assert result.notes == ()
+
+
+def test_differences_may_be_to_another_arm_which_makes_it_an_ablation(tree: dict[str, Any], tmp_path: Path) -> None:
+    blocks = {"kind": "masked", "changes": {"task": {"mask": {"kind": "block"}}}}
+    changes = {"arms": ["masked", "blocks"], "variants": {"blocks": blocks}, "against": "masked"}
+    result = compare(settings(tree, tmp_path / "out", transfer={"learning_rates": []}, **changes))
+    assert [row.difference is None for row in result.rows] == [True, False]
+    assert {arm.name: arm.words.split(",")[0] for arm in result.arms} == {
+        "masked": "mean_color of 50 % random patches",
+        "blocks": "mean_color of 50 % block patches",
+    }
 
 
 @pytest.mark.parametrize(
@@ -224,9 +301,20 @@ def test_a_rate_that_is_chosen_belongs_to_its_arm_and_number_of_labels(
         ({"labels_per_class": [1]}, DataError, "none is left"),
         ({"test_split": "val"}, DataError, "no split 'val'"),
         ({"transfer": {"image_size": [9, 9]}}, ConfigError, "patch size"),
-        ({"pretrain": {"task": {"kind": "classification"}}}, ConfigError, "masked arm"),
-        ({"pretrain": {"vit": RESNET}}, ConfigError, "has no patch tokens, the masked arm needs them"),
-        ({"supervised_vit": {"name": "resnetv2_50x1_bit"}}, ConfigError, "vit.pool=mean"),
+        ({"pretrain": {"task": {"kind": "classification"}}}, ConfigError, "the arm masked is masked"),
+        ({"pretrain": {"vit": RESNET}}, ConfigError, "has no patch tokens, the masked arm masked needs them"),
+        ({"against": "teacher"}, ConfigError, "none of the arms"),
+        (
+            {"arms": ["masked", "long"], "variants": {"long": {"kind": "scratch"}}, "against": "scratch"},
+            ConfigError,
+            "none",
+        ),
+        (
+            {"arms": ["long"], "variants": {"long": {"kind": "scratch", "same_flops": True}}},
+            ConfigError,
+            "no pretrained",
+        ),
+        ({"test_split": "train"}, ConfigError, "what is trained on"),
     ],
 )
 def test_what_cannot_work_is_refused_before_pretraining(
@@ -251,12 +339,3 @@ def test_counts_and_seeds_that_are_none_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=next(iter(changes))):
         settings(tree, tmp_path / "out", **changes)
-
-
-def test_only_the_main_process_mends_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "results.jsonl"
-    path.write_text('{"part": "a", "x": 1}\n{"part": "b"')
-    assert comparison._read_records(path, mend=False) == {"a": {"x": 1}}
-    assert path.read_text().endswith('"b"')
-    assert comparison._read_records(path, mend=True) == {"a": {"x": 1}}
-    assert path.read_text() == '{"part": "a", "x": 1}\n'
