@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from mpp import shard
+from mpp.config import resolve
 from mpp.errors import ConfigError, DataError
 from mpp.evaluation.arms import Arm, Masked, Outside, Supervised, resolve_arms
 from mpp.evaluation.fairness import budget_warnings, check_leaks, result_warnings
@@ -75,9 +76,9 @@ def test_to_test_on_what_is_trained_on_is_refused(sets: Sets) -> None:
 @pytest.fixture
 def shared(tiny_vit: dict[str, Any]) -> PretrainRecipe:
     """A recipe of a tiny network."""
-    from mpp.config import resolve
-
-    return resolve(PretrainRecipe, {"vit": tiny_vit, "steps": 10, "global_batch": 8})
+    task = {"target": {"kind": "pixels"}}  # of a head as small as that for labels
+    vit = {**tiny_vit, "depth": 8}  # the last block, of which masked arms compute a half, is a small part
+    return resolve(PretrainRecipe, {"vit": vit, "task": task, "steps": 10, "global_batch": 8})
 
 
 def _costs(arms: tuple[Arm, ...]) -> dict[str, float]:
@@ -90,7 +91,7 @@ def test_equal_arms_and_enough_seeds_give_no_warning(shared: PretrainRecipe) -> 
 
 
 def test_a_larger_network_few_seeds_and_a_backbone_from_outside_are_told(shared: PretrainRecipe) -> None:
-    variants = {"deep": Supervised(changes={"vit": {"depth": 4}}), "theirs": Outside(source="timm:vit_x")}
+    variants = {"deep": Supervised(changes={"vit": {"depth": 16}}), "theirs": Outside(source="timm:vit_x")}
     arms = resolve_arms(("masked", "deep", "theirs"), variants, shared)
     text = "\n".join(budget_warnings(arms, _costs(arms), (0, 1)))
     assert "the arm deep differs from the others in its vit" in text
