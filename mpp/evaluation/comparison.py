@@ -16,7 +16,10 @@ from pydantic import Field
 
 from mpp.config import config
 from mpp.errors import ConfigError, DataError
-from mpp.evaluation.finetune import SCRATCH, Finetuning, TransferConfig, TransferRecipe
+from mpp.evaluation.backbones import SCRATCH
+from mpp.evaluation.choosing import Choice
+from mpp.evaluation.finetune import Finetuning
+from mpp.evaluation.recipe import TransferConfig, TransferRecipe
 from mpp.evaluation.statistics import Difference, Summary, paired_difference, summarise
 from mpp.model.encoders import build_encoder
 from mpp.model.families import VitConfig, is_resnet
@@ -156,7 +159,7 @@ def _transfer_config(settings: CompareConfig, arm: Arm, labels: int | None, seed
         shards=settings.labelled or settings.shards,
         out=settings.out,
         test_split=settings.test_split,
-        vit=settings.pretrain.vit,
+        vit=settings.pretrain.vit if arm == SCRATCH else VitConfig(),
         labels_per_class=labels,
         seed=seed,
         **_values(settings.transfer),
@@ -221,10 +224,10 @@ class _Parts:
             return
         if rate_key not in self.done:
             first = Finetuning(_transfer_config(settings, arm, labels, settings.seeds[0]))
-            self._record(rate_key, {"learning_rate": first.choose_learning_rate()})
+            self._record(rate_key, asdict(first.choose()))
         if self.is_main:
             print(f"fine-tuning: {arm}, {labels or 'all'} labels per class, seed {seed}", flush=True)
-        result = Finetuning(_transfer_config(settings, arm, labels, seed)).final(self.done[rate_key]["learning_rate"])
+        result = Finetuning(_transfer_config(settings, arm, labels, seed)).final(Choice(**self.done[rate_key]))
         self._record(key, asdict(result))
 
     def _record(self, key: str, value: dict[str, Any]) -> None:

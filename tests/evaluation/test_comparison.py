@@ -11,6 +11,7 @@ import pytest
 from mpp.config import merge, resolve
 from mpp.errors import ConfigError, DataError
 from mpp.evaluation import comparison
+from mpp.evaluation.choosing import Choice, no_choice
 from mpp.evaluation.comparison import CompareConfig, Comparison, compare
 from mpp.evaluation.finetune import Finetuning, TransferResult
 from mpp.training.backbone import load_backbone
@@ -201,11 +202,11 @@ def test_a_rate_that_is_chosen_belongs_to_its_arm_and_number_of_labels(
 ) -> None:
     chosen = []
 
-    def choose(self: Finetuning) -> float:
+    def choose(self: Finetuning) -> Choice:
         chosen.append((Path(self.settings.backbone).name, self.settings.labels_per_class, self.settings.seed))
-        return float(len(chosen)) / 1000
+        return no_choice(len(chosen) / 1000, self.settings.steps)
 
-    monkeypatch.setattr(Finetuning, "choose_learning_rate", choose)
+    monkeypatch.setattr(Finetuning, "choose", choose)
     changes = {"arms": ["masked", "scratch"], "labels_per_class": [5, None], "pretrain_per_seed": True}
     result = compare(settings(tree, tmp_path / "out", **changes))
     assert chosen == [(name, labels, 0) for labels in (5, None) for name in ("masked-seed0", "scratch")]

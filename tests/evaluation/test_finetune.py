@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,11 @@ import torch
 
 from mpp.config import merge, resolve
 from mpp.errors import CheckpointError, ConfigError, DataError, DiskError, NumericsError
-from mpp.evaluation.finetune import Finetuning, TransferConfig, load_vit, transfer
+from mpp.evaluation.accuracy import Accuracy
+from mpp.evaluation.backbones import load_vit
+from mpp.evaluation.choosing import Choice, no_choice
+from mpp.evaluation.finetune import Finetuning, Fitted, TransferResult, transfer
+from mpp.evaluation.recipe import TransferConfig
 from mpp.model.encoders import build_encoder
 from mpp.model.mixing import Mixing
 from mpp.model.tasks import Classification
@@ -39,6 +44,15 @@ def settings(tree: dict[str, Any], **changes: Any) -> TransferConfig:
     return resolve(TransferConfig, merge(tree, changes))
 
 
+def without_vit(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return the transfer as for a backbone, which carries its own settings."""
+    return {key: value for key, value in tree.items() if key != "vit"}
+
+
+def final(job: Finetuning, rate: float = 0.01) -> TransferResult:
+    return job.final(no_choice(rate, job.settings.steps))
+
+
 def test_a_transfer_adds_one_line_and_its_first_loss_is_ln_k(tree: dict[str, Any], tiny_run: Path) -> None:
     for backbone in ("scratch", str(tiny_run), str(tiny_run / "backbone.safetensors")):
         transfer(settings(tree, backbone=backbone))
@@ -56,7 +70,7 @@ def test_a_transfer_adds_one_line_and_its_first_loss_is_ln_k(tree: dict[str, Any
 
 def test_a_line_records_the_model_that_was_fine_tuned(tree: dict[str, Any], tiny_run: Path) -> None:
     trained = load_backbone(str(tiny_run)).vit
-    transfer(settings(tree, backbone=str(tiny_run), vit={"width": 32}))  # for scratch alone
+    transfer(settings(tree, backbone=str(tiny_run), vit={}))
     line = json.loads((Path(tree["out"]) / "results.jsonl").read_text())
     assert resolve(VitConfig, line["settings"]["vit"]) == trained
     assert trained.width != 32
@@ -64,26 +78,31 @@ def test_a_line_records_the_model_that_was_fine_tuned(tree: dict[str, Any], tiny
 
 def test_the_first_loss_is_of_the_first_step_however_rarely_is_logged(tree: dict[str, Any]) -> None:
     job = Finetuning(settings(tree, steps=60))
-    assert job.final(0.01).first_loss == pytest.approx(math.log(3), abs=1e-6)
+    assert final(job).first_loss == pytest.approx(math.log(3), abs=1e-6)
 
 
 def test_three_plain_hues_are_learnt(tree: dict[str, Any]) -> None:
-    assert Finetuning(settings(tree, steps=40)).final(0.01).top1 > 90
+    assert final(Finetuning(settings(tree, steps=40))).top1 > 90
+
+
+def head_of(chosen: TransferConfig, *stops: int) -> torch.Tensor:
+    """Return the head after a fine-tuning, which may have been looked at before."""
+    *_, last = Finetuning(chosen)._fit(np.arange(12), 0.01, "", stops or [chosen.steps])
+    weight: torch.Tensor = last.task.head.weight
+    return weight.detach().clone()
 
 
 def test_a_transfer_can_mix_and_augment_its_training_images(tree: dict[str, Any]) -> None:
     heavy = {"mixing": {"mixup": 0.2, "cutmix": 1.0}, "view": {"augment": {"num_ops": 1, "magnitude": 3}}}
-    result = Finetuning(settings(tree, steps=40, **heavy)).final(0.01)
+    result = final(Finetuning(settings(tree, steps=40, **heavy)))
     assert result.first_loss == pytest.approx(math.log(3), abs=1e-6)
     assert result.top1 > 60
-    plain, mixed = (
-        Finetuning(settings(tree, mixing=mixing))._fit(np.arange(12), 0.01, "")[0] for mixing in ({}, heavy["mixing"])
-    )
-    assert not torch.equal(plain.head.weight, mixed.head.weight)
+    plain, mixed = (head_of(settings(tree, mixing=mixing)) for mixing in ({}, heavy["mixing"]))
+    assert not torch.equal(plain, mixed)
 
 
 def test_the_same_transfer_twice_gives_the_same_result_whatever_the_micro_batch(tree: dict[str, Any]) -> None:
-    results = [Finetuning(settings(tree, **change)).final(0.01) for change in ({}, {}, {"micro_batch": 4})]
+    results = [final(Finetuning(settings(tree, **change))) for change in ({}, {}, {"micro_batch": 4})]
     assert results[0].top1 == results[1].top1
     assert results[0].top1 == results[2].top1
 
@@ -95,13 +114,13 @@ def test_every_test_image_is_counted_once_whatever_the_batch(tree: dict[str, Any
     assert sorted(ids) == list(range(31))
     torch.manual_seed(0)
     task = Classification(load_vit(job.settings, None), torch.nn.Linear(16, 3), Mixing(), seed=0).eval()
-    top1, _, count = job._test(task, job.test, None)
+    found = job._test(task, job.test, None)
     hits = 0
     for batch in job._evaluation(job.test, None):
         assert batch.labels is not None
         hits += int((task.scores(batch.images).argmax(1).eq(batch.labels) & batch.ids.ge(0)).sum())
-    assert count == 31
-    assert top1 == pytest.approx(100 * hits / 31)
+    assert found.images == 31
+    assert found.top1 == pytest.approx(100 * hits / 31)
 
 
 def test_the_rate_is_chosen_on_held_out_training_images_alone(
@@ -111,19 +130,22 @@ def test_the_rate_is_chosen_on_held_out_training_images_alone(
     scores = {0.1: 50.0, 0.2: 75.0, 0.3: 75.0}
     tested = []
 
-    def fit(self: Finetuning, ids: Any, rate: float, title: str) -> tuple[Any, float]:
+    def fit(self: Finetuning, ids: Any, rate: float, title: str, stops: Sequence[int]) -> Iterator[Any]:
         assert np.array_equal(ids, self.fitted)
         if rate == 0.4:
             raise NumericsError("diverged")
-        return rate, 0.0
+        yield Fitted(3, rate, 0.0)  # type: ignore[arg-type]
 
-    def test(self: Finetuning, task: Any, shards: Any, subset: Any) -> tuple[float, float, int]:
+    def test(self: Finetuning, task: Any, shards: Any, subset: Any) -> Accuracy:
         tested.append((shards.split, subset.tolist()))
-        return scores[task], 100.0, len(subset)
+        return Accuracy(scores[task], 100.0, 0.0, len(subset))
 
     monkeypatch.setattr(Finetuning, "_fit", fit)
     monkeypatch.setattr(Finetuning, "_test", test)
-    assert job.choose_learning_rate() == 0.2  # of two equals the smaller; one that diverges is none
+    choice = job.choose()
+    assert (choice.learning_rate, choice.steps) == (0.2, 3)  # of two equals the smaller; one that diverges is none
+    assert choice.held_out_top1 == {"0.1@3": 50.0, "0.2@3": 75.0, "0.3@3": 75.0}
+    assert choice.trials == 4
     assert tested == [("train", job.held_out.tolist())] * 3
     assert len(job.held_out) == 6
     assert not set(job.held_out) & set(job.fitted)
@@ -131,7 +153,7 @@ def test_the_rate_is_chosen_on_held_out_training_images_alone(
 
 def test_one_rate_needs_no_choice_and_holds_nothing_out(tree: dict[str, Any]) -> None:
     job = Finetuning(settings(tree))
-    assert job.choose_learning_rate() == 0.01
+    assert job.choose() == Choice(0.01, 3, 0, {}, 0, 0.0, 0.0)
     assert len(job.fitted) == 60
     assert len(job.held_out) == 0
 
@@ -150,7 +172,7 @@ def test_another_resolution_changes_positions_alone(
     assert torch.equal(weights["pos_embed"][:, 0], backbone.weights["pos_embed"][:, 0])
     for name in weights.keys() - {"pos_embed"}:
         assert torch.equal(weights[name], backbone.weights[name]), name
-    assert Finetuning(chosen).final(0.01).first_loss == pytest.approx(math.log(3), abs=1e-6)
+    assert final(Finetuning(chosen)).first_loss == pytest.approx(math.log(3), abs=1e-6)
 
 
 def test_at_the_same_resolution_every_weight_stays(tree: dict[str, Any], tiny_run: Path) -> None:
@@ -172,14 +194,14 @@ def test_a_backbone_of_another_family_changes_its_resolution_by_its_positions_al
     trained = Vit(settings(tree, vit=vit).vit)
     assert trained.grid == grids[0]
     save_backbone(tmp_path / "backbone.safetensors", trained, "a test")
-    chosen = settings(tree, backbone=str(tmp_path), image_size=size)
+    chosen = settings(without_vit(tree), backbone=str(tmp_path), image_size=size)
     moved = load_vit(chosen, load_backbone(str(tmp_path)))
     assert isinstance(moved, Vit) and moved.grid == grids[1]
     weights, before = moved.timm.state_dict(), trained.timm.state_dict()
     expected = resize_positions(before["pos_embed"], *grids, "bicubic")
     assert torch.equal(weights["pos_embed"], expected)
     assert all(torch.equal(weights[name], before[name]) for name in before.keys() - {"pos_embed"})
-    assert Finetuning(chosen).final(0.01).first_loss == pytest.approx(math.log(3), abs=1e-6)
+    assert final(Finetuning(chosen)).first_loss == pytest.approx(math.log(3), abs=1e-6)
 
 
 def test_a_resnet_is_loaded_whole_for_any_resolution(tree: dict[str, Any], tmp_path: Path) -> None:
@@ -187,7 +209,7 @@ def test_a_resnet_is_loaded_whole_for_any_resolution(tree: dict[str, Any], tmp_p
     vit = settings(tree, vit={**nothing, "name": "resnetv2_50x1_bit", "pool": "mean"}).vit
     trained = build_encoder(vit)
     save_backbone(tmp_path / "backbone.safetensors", trained, "a test")
-    chosen = settings(tree, backbone=str(tmp_path), image_size=[20, 12])
+    chosen = settings(without_vit(tree), backbone=str(tmp_path), image_size=[20, 12])
     loaded, before = load_vit(chosen, load_backbone(str(tmp_path))), trained.timm.state_dict()
     assert loaded.settings.image_size == (20, 12)
     assert all(torch.equal(loaded.timm.state_dict()[name], value) for name, value in before.items())
@@ -196,7 +218,7 @@ def test_a_resnet_is_loaded_whole_for_any_resolution(tree: dict[str, Any], tmp_p
 def test_few_images_are_one_batch_in_even_parts(tree: dict[str, Any]) -> None:
     job = Finetuning(settings(tree, labels_per_class=5, global_batch=64, micro_batch=4))
     assert job._divide(job.chosen) == (15, 3, 5)
-    assert job.final(0.01).images_seen == 45
+    assert final(job).images_seen == 45
 
 
 @pytest.mark.parametrize(
