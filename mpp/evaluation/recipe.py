@@ -87,8 +87,9 @@ def check_steps(settings: TransferRecipe) -> None:
             f"evaluate_every {every} is not below steps {settings.steps}: there would be one test, at the end",
             fix="evaluate_every=null, or a part of the steps",
         )
-    if ema is not None and (1 - ema) * settings.steps < 1:  # it would be, in the main, the weights of the beginning
+    over = 0.0 if ema is None else round(1 / (1 - ema), 3)
+    if over > settings.steps:  # it would be, in the main, the weights of the beginning
         raise ConfigError(
-            f"ema {ema} averages over about {1 / (1 - ema):,.0f} steps, there are {settings.steps}",
+            f"ema {ema} averages over about {over:,.0f} steps, there are {settings.steps}",
             fix=f"ema={1 - 10 / settings.steps:.3g} or ema=null" if settings.steps > 10 else "ema=null",
         )

@@ -2,12 +2,15 @@
 
 import json
 import math
+import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from mpp.config import merge, resolve
@@ -16,11 +19,14 @@ from mpp.evaluation.accuracy import Accuracy
 from mpp.evaluation.backbones import load_vit
 from mpp.evaluation.choosing import Choice, no_choice
 from mpp.evaluation.finetune import Finetuning, Fitted, TransferResult, transfer
+from mpp.evaluation.labels import read_labels
 from mpp.evaluation.recipe import TransferConfig
 from mpp.model.encoders import build_encoder
 from mpp.model.mixing import Mixing
 from mpp.model.tasks import Classification
 from mpp.model.vit import Vit, VitConfig, resize_positions
+from mpp.shards.options import ShardOptions
+from mpp.shards.sharding import shard_corpus
 from mpp.training.backbone import load_backbone, save_backbone
 
 
@@ -156,6 +162,142 @@ def test_one_rate_needs_no_choice_and_holds_nothing_out(tree: dict[str, Any]) ->
     assert job.choose() == Choice(0.01, 3, 0, {}, 0, 0.0, 0.0)
     assert len(job.fitted) == 60
     assert len(job.held_out) == 0
+
+
+def chosen_of(job: Finetuning) -> dict[str, Any]:
+    """Return a choice as plain values, without what depends on the clock."""
+    return {**asdict(job.choose()), "seconds": 0}
+
+
+EARLY = {"steps": 6, "evaluate_every": 2, "learning_rates": [0.001, 0.01], "held_out": 0.2}
+
+
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_a_trial_that_is_tested_on_its_way_goes_the_same_way(tree: dict[str, Any], ema: float | None) -> None:
+    chosen = settings(tree, steps=4, ema=ema, drop_path=0.3, mixing={"mixup": 0.2})
+    job, seen = Finetuning(chosen), []
+    for fitted in job._fit(np.arange(12), 0.01, "", [1, 3, 4]):
+        job._test(fitted.task, job.train, np.arange(7))
+        seen.append(fitted.task.head.weight.detach().clone())
+    assert torch.equal(seen[-1], head_of(chosen))
+    assert torch.equal(seen[1], head_of(chosen, 3))
+    assert not torch.equal(seen[0], seen[1])
+
+
+def test_the_best_step_of_the_best_rate_is_chosen_and_the_final_run_stops_there(tree: dict[str, Any]) -> None:
+    job = Finetuning(settings(tree, **EARLY))
+    choice = job.choose()
+    assert list(choice.held_out_top1) == [f"{rate}@{steps}" for rate in ("0.001", "0.01") for steps in (2, 4, 6)]
+    best = max(choice.held_out_top1.values())
+    assert choice.held_out_top1[f"{choice.learning_rate:g}@{choice.steps}"] == best
+    assert (choice.trials, choice.images_seen) == (2, 2 * 6 * 12)
+    stopped = job.final(replace(choice, steps=2))
+    assert choice.flops / choice.images_seen == pytest.approx(stopped.flops / stopped.images_seen)
+    assert (stopped.steps, stopped.trials, stopped.images_seen) == (2, 2, 24)
+
+
+def test_one_rate_has_something_to_choose_where_it_is_tested_on_its_way(tree: dict[str, Any]) -> None:
+    choice = Finetuning(settings(tree, **{**EARLY, "learning_rates": []})).choose()
+    assert list(choice.held_out_top1) == ["0.01@2", "0.01@4", "0.01@6"]
+    assert (choice.learning_rate, choice.trials) == (0.01, 1)
+
+
+def test_labels_of_the_test_split_cannot_influence_the_choice(tree: dict[str, Any], tmp_path: Path) -> None:
+    honest = Finetuning(settings(tree, **EARLY))
+    images = Path(tree["shards"]).parent / "images"
+    shutil.copytree(images, tmp_path / "images")
+    shutil.rmtree(tmp_path / "images" / "test")
+    for number in range(3):  # the labels of the test split, turned round
+        shutil.copytree(images / "test" / f"class{number}", tmp_path / "images" / "test" / f"class{(number + 1) % 3}")
+    out = tmp_path / "set"
+    shard_corpus(ShardOptions(source=str(tmp_path / "images"), out=str(out), shard_samples=10, workers=0))
+    turned = Finetuning(settings(tree, shards=str(out), **EARLY))
+    assert read_labels(turned.test).tolist() != read_labels(honest.test).tolist()
+    choice = chosen_of(honest)
+    assert chosen_of(turned) == choice
+    tars = list(out.rglob("*test*.tar"))
+    for tar in tars:
+        tar.unlink()  # nor is it read
+    assert tars and chosen_of(turned) == choice
+
+
+def test_a_choice_is_a_function_of_the_settings(tree: dict[str, Any]) -> None:
+    first, again = (chosen_of(Finetuning(settings(tree, ema=0.5, drop_path=0.2, **EARLY))) for _ in range(2))
+    assert first == again
+
+
+def test_where_every_rate_diverges_it_is_said(tree: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    job = Finetuning(settings(tree, learning_rates=[1e30, 1e35], steps=8))
+    with pytest.raises(NumericsError, match="diverged at every learning rate"):
+        job.choose()
+    assert "rate 1e+30 diverged" in capsys.readouterr().out
+
+
+def test_the_choice_is_made_by_the_metric(tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([Accuracy(90.0, 100.0, 50.0, 12), Accuracy(80.0, 100.0, 60.0, 12)])
+    monkeypatch.setattr(Finetuning, "_test", lambda *_: next(scores))
+    choice = Finetuning(settings(tree, metric="mean_per_class", learning_rates=[0.1, 0.2])).choose()
+    assert (choice.learning_rate, choice.held_out_top1) == (0.2, {"0.1@3": 50.0, "0.2@3": 60.0})
+
+
+def test_what_is_tested_is_the_average_of_the_weights(tree: dict[str, Any]) -> None:
+    weights = [head_of(settings(tree), steps).double() for steps in (1, 2, 3)]
+    average = weights[0]
+    for later in weights[1:]:
+        average = 0.6 * average + 0.4 * later
+    found = head_of(settings(tree, ema=0.6))
+    assert torch.allclose(found.double(), average, atol=1e-7)
+    assert not torch.allclose(found.double(), weights[-1], atol=1e-4)
+
+
+@pytest.mark.parametrize("change", [{"label_smoothing": 0.1}, {"drop_path": 0.5}])
+def test_an_option_changes_what_is_learnt_and_not_the_first_loss(
+    tree: dict[str, Any], tiny_run: Path, change: dict[str, Any]
+) -> None:
+    plain = settings(without_vit(tree), backbone=str(tiny_run))
+    changed = settings(without_vit(tree), backbone=str(tiny_run), **change)
+    assert torch.equal(head_of(changed), head_of(changed))
+    assert not torch.equal(head_of(changed), head_of(plain))
+    assert final(Finetuning(changed)).first_loss == pytest.approx(math.log(3), abs=1e-6)
+
+
+def test_a_network_of_timm_is_fine_tuned_like_any_other(tree: dict[str, Any], tmp_path: Path) -> None:
+    torch.save(timm.create_model("vit_tiny_patch16_224", img_size=32).state_dict(), tmp_path / "weights.pth")
+    chosen = settings(
+        without_vit(tree),
+        backbone=f"timm:vit_tiny_patch16_224@{tmp_path / 'weights.pth'}",
+        image_size=[48, 48],
+        vit={"pool": "mean"},
+        optimizer={"kind": "adamw", "layer_decay": 0.65},
+    )
+    result = transfer(chosen)
+    assert result.first_loss == pytest.approx(math.log(3), abs=1e-6)
+    assert result.origin == f"timm vit_tiny_patch16_224, weights of {tmp_path / 'weights.pth'}"
+    line = json.loads((Path(tree["out"]) / "results.jsonl").read_text())
+    assert line["settings"]["vit"]["image_size"] == [48, 48]
+    again = replace(chosen, vit=resolve(VitConfig, line["settings"]["vit"]))  # what is recorded can be run
+    assert final(Finetuning(again)).top1 == result.top1
+
+
+def test_a_class_that_is_not_tested_is_said_and_left_out_of_the_mean(
+    tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(Path(tree["shards"]).parent / "images", tmp_path / "images")
+    shutil.rmtree(tmp_path / "images" / "test" / "class2")
+    shard_corpus(ShardOptions(source=str(tmp_path / "images"), out=str(tmp_path / "set"), workers=0))
+    result = transfer(settings(tree, shards=str(tmp_path / "set"), metric="mean_per_class", steps=40))
+    said = capsys.readouterr().out
+    assert "note: class 'class2' is not in the test split" in said
+    assert f"mean of the classes {result.top1_per_class:.2f} %" in said
+    assert result.top1_per_class > 90 and result.metric == "mean_per_class"
+
+
+def test_a_class_that_is_tested_but_not_trained_on_is_refused(tree: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copytree(Path(tree["shards"]).parent / "images", tmp_path / "images")
+    shutil.rmtree(tmp_path / "images" / "train" / "class1")
+    shard_corpus(ShardOptions(source=str(tmp_path / "images"), out=str(tmp_path / "set"), workers=0))
+    with pytest.raises(DataError, match="class 'class1' is in the test split but without an image in the train split"):
+        Finetuning(settings(tree, shards=str(tmp_path / "set")))
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
