@@ -89,6 +89,8 @@ def transfer(settings: TransferConfig) -> TransferResult:
     for note in job.notes if job.accelerator.is_main_process else ():
         print(f"note: {note}", flush=True)
     choice = job.choose()
+    if choice.trials and job.accelerator.is_main_process:
+        print(f"chosen on held-out labels: rate {choice.learning_rate:g}, {choice.steps} steps", flush=True)
     result = replace(job.final(choice), seconds=round(time.perf_counter() - began, 1))
     if job.accelerator.is_main_process:
         line = {**asdict(result), "choice": asdict(choice), "settings": dump(replace(settings, vit=job.vit))}

@@ -20,7 +20,7 @@ def labelled_shards(root: str, split: str) -> ShardSet:
     return shards
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def read_labels(shards: ShardSet) -> Ints:
     """Return all labels of a split, int64 [N]; the last sets read are remembered."""
     return ShardReader(shards).labels()
@@ -92,7 +92,7 @@ def split_held_out(ids: Ints, labels: Ints, share: float, seed: int) -> tuple[In
         if count >= len(members):
             raise DataError(
                 f"class {label} has {len(members)} labelled image(s): none is left beside the held-out ones",
-                fix="learning_rates=[] or more labels_per_class",
+                fix="more labels_per_class, or nothing to choose: learning_rates=[] evaluate_every=null",
             )
         held.append(members[permutation(len(members), seed, int(label), 1)[:count]])
     chosen = np.sort(np.concatenate(held))

@@ -3,8 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +13,17 @@ import timm
 import torch
 
 from mpp.config import merge, resolve
-from mpp.errors import CheckpointError, ConfigError, DataError, DiskError, NumericsError
-from mpp.evaluation.accuracy import Accuracy
+from mpp.errors import CheckpointError, ConfigError, DataError, DiskError
 from mpp.evaluation.backbones import load_vit
-from mpp.evaluation.choosing import Choice, no_choice
-from mpp.evaluation.finetune import Finetuning, Fitted, TransferResult, transfer
-from mpp.evaluation.labels import read_labels
+from mpp.evaluation.choosing import no_choice
+from mpp.evaluation.finetune import Finetuning, TransferResult, transfer
 from mpp.evaluation.recipe import TransferConfig
-from mpp.model.encoders import build_encoder
 from mpp.model.mixing import Mixing
 from mpp.model.tasks import Classification
-from mpp.model.vit import Vit, VitConfig, resize_positions
+from mpp.model.vit import VitConfig
 from mpp.shards.options import ShardOptions
 from mpp.shards.sharding import shard_corpus
-from mpp.training.backbone import load_backbone, save_backbone
-
-
-@pytest.fixture
-def tree(tiny_shards: Path, tiny_vit: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
-    """A transfer from scratch of three steps, as in a configuration file."""
-    return {
-        "backbone": "scratch",
-        "shards": str(tiny_shards),
-        "out": str(tmp_path / "out"),
-        "vit": tiny_vit,
-        "view": {"crop": "pad"},
-        "optimizer": {"kind": "adamw", "learning_rate": 0.01},
-        "steps": 3,
-        "global_batch": 12,
-        "stream": {"workers": 0},
-    }
+from mpp.training.backbone import load_backbone
 
 
 def settings(tree: dict[str, Any], **changes: Any) -> TransferConfig:
@@ -129,49 +109,6 @@ def test_every_test_image_is_counted_once_whatever_the_batch(tree: dict[str, Any
     assert found.top1 == pytest.approx(100 * hits / 31)
 
 
-def test_the_rate_is_chosen_on_held_out_training_images_alone(
-    tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = Finetuning(settings(tree, learning_rates=[0.3, 0.1, 0.2, 0.4], labels_per_class=10, held_out=0.2))
-    scores = {0.1: 50.0, 0.2: 75.0, 0.3: 75.0}
-    tested = []
-
-    def fit(self: Finetuning, ids: Any, rate: float, title: str, stops: Sequence[int]) -> Iterator[Any]:
-        assert np.array_equal(ids, self.fitted)
-        if rate == 0.4:
-            raise NumericsError("diverged")
-        yield Fitted(3, rate, 0.0)  # type: ignore[arg-type]
-
-    def test(self: Finetuning, task: Any, shards: Any, subset: Any) -> Accuracy:
-        tested.append((shards.split, subset.tolist()))
-        return Accuracy(scores[task], 100.0, 0.0, len(subset))
-
-    monkeypatch.setattr(Finetuning, "_fit", fit)
-    monkeypatch.setattr(Finetuning, "_test", test)
-    choice = job.choose()
-    assert (choice.learning_rate, choice.steps) == (0.2, 3)  # of two equals the smaller; one that diverges is none
-    assert choice.held_out_top1 == {"0.1@3": 50.0, "0.2@3": 75.0, "0.3@3": 75.0}
-    assert choice.trials == 4
-    assert tested == [("train", job.held_out.tolist())] * 3
-    assert len(job.held_out) == 6
-    assert not set(job.held_out) & set(job.fitted)
-
-
-def test_one_rate_needs_no_choice_and_holds_nothing_out(tree: dict[str, Any]) -> None:
-    job = Finetuning(settings(tree))
-    assert job.choose() == Choice(0.01, 3, 0, {}, 0, 0.0, 0.0)
-    assert len(job.fitted) == 60
-    assert len(job.held_out) == 0
-
-
-def chosen_of(job: Finetuning) -> dict[str, Any]:
-    """Return a choice as plain values, without what depends on the clock."""
-    return {**asdict(job.choose()), "seconds": 0}
-
-
-EARLY = {"steps": 6, "evaluate_every": 2, "learning_rates": [0.001, 0.01], "held_out": 0.2}
-
-
 @pytest.mark.parametrize("ema", [None, 0.5])
 def test_a_trial_that_is_tested_on_its_way_goes_the_same_way(tree: dict[str, Any], ema: float | None) -> None:
     chosen = settings(tree, steps=4, ema=ema, drop_path=0.3, mixing={"mixup": 0.2})
@@ -182,62 +119,6 @@ def test_a_trial_that_is_tested_on_its_way_goes_the_same_way(tree: dict[str, Any
     assert torch.equal(seen[-1], head_of(chosen))
     assert torch.equal(seen[1], head_of(chosen, 3))
     assert not torch.equal(seen[0], seen[1])
-
-
-def test_the_best_step_of_the_best_rate_is_chosen_and_the_final_run_stops_there(tree: dict[str, Any]) -> None:
-    job = Finetuning(settings(tree, **EARLY))
-    choice = job.choose()
-    assert list(choice.held_out_top1) == [f"{rate}@{steps}" for rate in ("0.001", "0.01") for steps in (2, 4, 6)]
-    best = max(choice.held_out_top1.values())
-    assert choice.held_out_top1[f"{choice.learning_rate:g}@{choice.steps}"] == best
-    assert (choice.trials, choice.images_seen) == (2, 2 * 6 * 12)
-    stopped = job.final(replace(choice, steps=2))
-    assert choice.flops / choice.images_seen == pytest.approx(stopped.flops / stopped.images_seen)
-    assert (stopped.steps, stopped.trials, stopped.images_seen) == (2, 2, 24)
-
-
-def test_one_rate_has_something_to_choose_where_it_is_tested_on_its_way(tree: dict[str, Any]) -> None:
-    choice = Finetuning(settings(tree, **{**EARLY, "learning_rates": []})).choose()
-    assert list(choice.held_out_top1) == ["0.01@2", "0.01@4", "0.01@6"]
-    assert (choice.learning_rate, choice.trials) == (0.01, 1)
-
-
-def test_labels_of_the_test_split_cannot_influence_the_choice(tree: dict[str, Any], tmp_path: Path) -> None:
-    honest = Finetuning(settings(tree, **EARLY))
-    images = Path(tree["shards"]).parent / "images"
-    shutil.copytree(images, tmp_path / "images")
-    shutil.rmtree(tmp_path / "images" / "test")
-    for number in range(3):  # the labels of the test split, turned round
-        shutil.copytree(images / "test" / f"class{number}", tmp_path / "images" / "test" / f"class{(number + 1) % 3}")
-    out = tmp_path / "set"
-    shard_corpus(ShardOptions(source=str(tmp_path / "images"), out=str(out), shard_samples=10, workers=0))
-    turned = Finetuning(settings(tree, shards=str(out), **EARLY))
-    assert read_labels(turned.test).tolist() != read_labels(honest.test).tolist()
-    choice = chosen_of(honest)
-    assert chosen_of(turned) == choice
-    tars = list(out.rglob("*test*.tar"))
-    for tar in tars:
-        tar.unlink()  # nor is it read
-    assert tars and chosen_of(turned) == choice
-
-
-def test_a_choice_is_a_function_of_the_settings(tree: dict[str, Any]) -> None:
-    first, again = (chosen_of(Finetuning(settings(tree, ema=0.5, drop_path=0.2, **EARLY))) for _ in range(2))
-    assert first == again
-
-
-def test_where_every_rate_diverges_it_is_said(tree: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    job = Finetuning(settings(tree, learning_rates=[1e30, 1e35], steps=8))
-    with pytest.raises(NumericsError, match="diverged at every learning rate"):
-        job.choose()
-    assert "rate 1e+30 diverged" in capsys.readouterr().out
-
-
-def test_the_choice_is_made_by_the_metric(tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = iter([Accuracy(90.0, 100.0, 50.0, 12), Accuracy(80.0, 100.0, 60.0, 12)])
-    monkeypatch.setattr(Finetuning, "_test", lambda *_: next(scores))
-    choice = Finetuning(settings(tree, metric="mean_per_class", learning_rates=[0.1, 0.2])).choose()
-    assert (choice.learning_rate, choice.held_out_top1) == (0.2, {"0.1@3": 50.0, "0.2@3": 60.0})
 
 
 def test_what_is_tested_is_the_average_of_the_weights(tree: dict[str, Any]) -> None:
@@ -298,63 +179,6 @@ def test_a_class_that_is_tested_but_not_trained_on_is_refused(tree: dict[str, An
     shard_corpus(ShardOptions(source=str(tmp_path / "images"), out=str(tmp_path / "set"), workers=0))
     with pytest.raises(DataError, match="class 'class1' is in the test split but without an image in the train split"):
         Finetuning(settings(tree, shards=str(tmp_path / "set")))
-
-
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-@pytest.mark.parametrize("size", [(12, 12), (8, 14)])
-def test_another_resolution_changes_positions_alone(
-    tree: dict[str, Any], tiny_run: Path, size: tuple[int, int], interpolation: str
-) -> None:
-    chosen = settings(tree, backbone=str(tiny_run), image_size=list(size), interpolation=interpolation)
-    backbone = load_backbone(str(tiny_run))
-    vit = load_vit(chosen, backbone)
-    weights = vit.timm.state_dict()
-    assert vit.grid == (size[0] // 2, size[1] // 2)
-    assert weights["pos_embed"].shape == (1, 1 + vit.num_patches, 16)
-    assert torch.equal(weights["pos_embed"][:, 0], backbone.weights["pos_embed"][:, 0])
-    for name in weights.keys() - {"pos_embed"}:
-        assert torch.equal(weights[name], backbone.weights[name]), name
-    assert final(Finetuning(chosen)).first_loss == pytest.approx(math.log(3), abs=1e-6)
-
-
-def test_at_the_same_resolution_every_weight_stays(tree: dict[str, Any], tiny_run: Path) -> None:
-    backbone = load_backbone(str(tiny_run))
-    weights = load_vit(settings(tree, backbone=str(tiny_run)), backbone).timm.state_dict()
-    assert all(torch.equal(weights[name], backbone.weights[name]) for name in weights)
-
-
-@pytest.mark.parametrize(
-    ("vit", "size", "grids"),
-    [
-        ({"name": "vit_tiny_r_s16_p8_224", "image_size": [32, 64], "patch_size": None}, (64, 96), ((1, 2), (2, 3))),
-        ({"parallel": True, "qk_norm": True, "bias": False, "pool": "map"}, (12, 8), ((4, 4), (6, 4))),
-    ],
-)
-def test_a_backbone_of_another_family_changes_its_resolution_by_its_positions_alone(
-    tree: dict[str, Any], tmp_path: Path, vit: dict[str, Any], size: tuple[int, int], grids: Any
-) -> None:
-    trained = Vit(settings(tree, vit=vit).vit)
-    assert trained.grid == grids[0]
-    save_backbone(tmp_path / "backbone.safetensors", trained, "a test")
-    chosen = settings(without_vit(tree), backbone=str(tmp_path), image_size=size)
-    moved = load_vit(chosen, load_backbone(str(tmp_path)))
-    assert isinstance(moved, Vit) and moved.grid == grids[1]
-    weights, before = moved.timm.state_dict(), trained.timm.state_dict()
-    expected = resize_positions(before["pos_embed"], *grids, "bicubic")
-    assert torch.equal(weights["pos_embed"], expected)
-    assert all(torch.equal(weights[name], before[name]) for name in before.keys() - {"pos_embed"})
-    assert final(Finetuning(chosen)).first_loss == pytest.approx(math.log(3), abs=1e-6)
-
-
-def test_a_resnet_is_loaded_whole_for_any_resolution(tree: dict[str, Any], tmp_path: Path) -> None:
-    nothing = dict.fromkeys(("patch_size", "width", "depth", "heads"))
-    vit = settings(tree, vit={**nothing, "name": "resnetv2_50x1_bit", "pool": "mean"}).vit
-    trained = build_encoder(vit)
-    save_backbone(tmp_path / "backbone.safetensors", trained, "a test")
-    chosen = settings(without_vit(tree), backbone=str(tmp_path), image_size=[20, 12])
-    loaded, before = load_vit(chosen, load_backbone(str(tmp_path))), trained.timm.state_dict()
-    assert loaded.settings.image_size == (20, 12)
-    assert all(torch.equal(loaded.timm.state_dict()[name], value) for name, value in before.items())
 
 
 def test_few_images_are_one_batch_in_even_parts(tree: dict[str, Any]) -> None:
