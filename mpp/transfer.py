@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from mpp.config import parse
 from mpp.errors import exit_code_of
+from mpp.processes import stopped_by_sigterm
 
 ABOUT = """Replace the head of a pretrained backbone by a zero D x K layer, fine-tune it on labelled shards and test it.
 Adds one JSON line to OUT/results.jsonl. Also: accelerate launch mpp/transfer.py."""
@@ -11,11 +12,14 @@ Adds one JSON line to OUT/results.jsonl. Also: accelerate launch mpp/transfer.py
 
 def run(argv: Sequence[str]) -> None:
     """Parse the settings, transfer, print and append the result."""
-    from mpp.evaluation.finetune import TransferConfig, transfer
+    from mpp.evaluation.finetune import transfer
+    from mpp.evaluation.recipe import TransferConfig
     from mpp.training.devices import leave_together
 
-    transfer(parse(TransferConfig, argv, prog="mpp transfer", about=ABOUT))
-    leave_together()
+    settings = parse(TransferConfig, argv, prog="mpp transfer", about=ABOUT)
+    with stopped_by_sigterm():
+        transfer(settings)
+        leave_together()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

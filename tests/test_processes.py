@@ -7,7 +7,10 @@ import sys
 import time
 from pathlib import Path
 
-from mpp.processes import STOP_SIGNALS, end_with_parent, worker_context
+import pytest
+
+from mpp.errors import Stopped
+from mpp.processes import STOP_SIGNALS, end_with_parent, stopped_by_sigterm, worker_context
 
 
 def is_running(pid: int) -> bool:
@@ -53,6 +56,14 @@ def test_a_worker_ends_when_its_parent_is_killed() -> None:
     while is_running(worker) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not is_running(worker)
+
+
+def test_sigterm_is_an_error_like_others_and_its_handler_comes_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match="stopped by SIGTERM"), stopped_by_sigterm():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 if __name__ == "__main__":

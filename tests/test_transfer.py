@@ -1,6 +1,10 @@
 """``mpp transfer`` as a person types it: one JSON line a result, one message for bad input."""
 
 import json
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -80,6 +84,31 @@ def test_a_folder_of_images_is_no_backbone(
     assert main([*words, f"backbone={tiny_shards}"]) == 4
     assert_one_message(capfd.readouterr().err, f"no backbone at {tiny_shards}")
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "message"),
+    [(signal.SIGTERM, 143, "error: stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted")],
+)
+def test_a_signal_ends_a_transfer_with_one_message_and_no_result(
+    words: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str], number: signal.Signals, code: int, message: str
+) -> None:
+    before, results = signal.getsignal(signal.SIGTERM), tmp_path / "results" / "results.jsonl"
+
+    def stop() -> None:
+        while not results.exists():
+            time.sleep(0.01)
+        time.sleep(0.2)  # into the training, whose steps would take hours
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    assert main([*words, "steps=1000000", "stream.workers=1"]) == code
+    thread.join()
+    error = capfd.readouterr().err
+    assert error.startswith(message) and "Traceback" not in error and "Exception" not in error
+    assert results.read_text() == ""
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def assert_one_message(error: str, message: str) -> None:

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from mpp.config import config, dump, merge, resolve
 from mpp.errors import ConfigError
-from mpp.evaluation.finetune import SCRATCH
+from mpp.evaluation.backbones import SCRATCH
 from mpp.model.encoders import build_encoder
 from mpp.model.families import is_resnet
 from mpp.model.tasks import ClassificationConfig, MaskedPatchesConfig

@@ -15,8 +15,8 @@ import torch
 from mpp.config import dump
 from mpp.errors import DataError
 from mpp.evaluation.arms import Arm, describe
+from mpp.evaluation.backbones import SCRATCH
 from mpp.evaluation.fairness import budget_warnings, check_leaks, result_warnings
-from mpp.evaluation.finetune import SCRATCH
 from mpp.evaluation.parts import Record, run_parts
 from mpp.evaluation.plan import CompareConfig, Part, Plan, make_plan
 from mpp.evaluation.statistics import holm, paired_difference, summarise
@@ -30,6 +30,7 @@ from mpp.training.together import from_main
 
 DATA = "data.json"
 _NOTHING = Cost(0, 0.0, 0.0)
+_FIELD = {"top1": "top1", "mean_per_class": "top1_per_class"}  # of a result, by metric
 _Records = dict[Part, Record]
 
 
@@ -145,10 +146,10 @@ def _rows(plan: Plan, records: _Records) -> list[Row]:
 
 
 def _row(plan: Plan, records: _Records, arm: Arm, labels: int | None) -> Row:
-    settings = plan.settings
+    settings, headline = plan.settings, _FIELD[plan.settings.transfer.metric]
 
     def accuracies(name: str) -> tuple[float, ...]:
-        return tuple(records[Part("final", name, labels, seed)][settings.transfer.metric] for seed in settings.seeds)
+        return tuple(records[Part("final", name, labels, seed)][headline] for seed in settings.seeds)
 
     top1, choice = accuracies(arm.name), records[Part("choose", arm.name, labels, settings.seeds[0])]
     is_reference = arm.name == plan.against

@@ -6,103 +6,56 @@ image is counted once (ViT, section 3.2 and B.1.1).
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from mpp.config import config, dump
-from mpp.errors import CheckpointError, DataError, DiskError, NumericsError
-from mpp.evaluation.labels import choose_labels, labelled_shards, read_labels, split_held_out
-from mpp.model.encoders import Encoder, build_encoder
+from mpp.config import dump
+from mpp.errors import DataError, DiskError, NumericsError
+from mpp.evaluation.accuracy import Accuracy, Metric, count_hits
+from mpp.evaluation.backbones import SCRATCH, load_vit, open_backbone
+from mpp.evaluation.choosing import Choice, Point, best_of, ends, no_choice
+from mpp.evaluation.labels import check_classes, choose_labels, labelled_shards, read_labels, split_held_out
+from mpp.evaluation.recipe import TransferConfig, TransferRecipe, check_steps
+from mpp.model.encoders import build_encoder
 from mpp.model.flops import flops_per_image
 from mpp.model.mixing import Mixing
 from mpp.model.tasks import Classification, StepOutput, zero_linear
-from mpp.model.vit import Interpolation, Vit, VitConfig, resize_positions
+from mpp.model.vit import VitConfig
 from mpp.shards.shardset import ShardSet
 from mpp.stream.batches import Batch
-from mpp.stream.device import OnDevice
-from mpp.stream.loader import StreamConfig, TrainStream, evaluation_batches
+from mpp.stream.loader import TrainStream, evaluation_batches
 from mpp.stream.order import Ints
-from mpp.stream.views import ViewConfig
-from mpp.training.backbone import Backbone, load_backbone
-from mpp.training.computing import Compute, images_at_once, set_up
-from mpp.training.devices import Precision, divide_batch, nearest_divisor, open_accelerator, prepare
+from mpp.training.computing import images_at_once, set_up
+from mpp.training.devices import divide_batch, nearest_divisor, open_accelerator, prepare
+from mpp.training.ema import open_average
 from mpp.training.loop import Plan, Trainer
-from mpp.training.optim import OptimizerConfig, Schedule, Sgd, build_optimizer
+from mpp.training.optim import build_optimizer
 from mpp.training.progress import StepProgress
 
-SCRATCH: Final = "scratch"
+__all__ = ["SCRATCH", "Finetuning", "TransferConfig", "TransferRecipe", "TransferResult", "results_file", "transfer"]
 
 
-@config
-class TransferRecipe:
-    """How a backbone is fine-tuned; the same for every backbone that is compared."""
+class Fitted(NamedTuple):
+    """A task that may be tested, the steps it was fine-tuned for, and its loss before the first of them."""
 
-    view: ViewConfig = ViewConfig()
-    mixing: Mixing = Mixing()
-    image_size: tuple[int, int] | None = Field(None, description="height and width, pixels; null: as pretrained")
-    interpolation: Interpolation = Field(
-        "bicubic", description="of position embeddings: bicubic as timm, bilinear as the authors"
-    )
-    optimizer: OptimizerConfig = Sgd()
-    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (), description="grid tried on held-out labels; where given, it replaces the optimizer's rate"
-    )
-    held_out: float = Field(
-        0.1, gt=0, lt=1, description="share of the training labels of each class that the choice is made on"
-    )
-    schedule: Schedule = Schedule()
-    steps: int = Field(500, gt=0, description="optimizer steps")
-    global_batch: int = Field(512, gt=0, description="images per step, over all processes; at most all of them")
-    micro_batch: int | None = Field(
-        None, gt=0, description="images per forward pass of a process; null: all, or on a CPU as many as make it fast"
-    )
-    clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: no clipping")
-    precision: Precision = Field("auto", description="auto: bf16 on a GPU, fp32 on a CPU")
-    compute: Compute = Compute()
-    stream: StreamConfig = StreamConfig()
-    metric: Literal["top1", "top5"] = "top1"
-
-
-@config
-class TransferConfig(TransferRecipe):
-    """One transfer: which backbone, which labelled shards, how many labels."""
-
-    backbone: str = Field(
-        description="run folder of mpp pretrain, a backbone.safetensors or backbone-ema.safetensors, or scratch"
-    )
-    shards: str = Field(description="folder that mpp-shard wrote, with labels")
-    out: str = Field(description="folder of results.jsonl; one line is added")
-    train_split: str = Field("train", description="split to fine-tune on")
-    test_split: str = Field("test", description="split to evaluate, every image once")
-    vit: VitConfig = Field(VitConfig(), description="for backbone=scratch alone; a backbone file carries its own")
-    labels_per_class: int | None = Field(None, gt=0, description="labelled images of each class; null: all")
-    seed: int = Field(0, ge=0, description="seed of the subset, the order, the views and the mixing")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What was chosen on held-out labels, and what all trials together cost."""
-
-    learning_rate: float
     steps: int
-    trials: int
-    held_out_top1: dict[str, float]
-    images_seen: int
-    flops: float
-    seconds: float
+    task: nn.Module
+    first_loss: float
 
 
 @dataclass(frozen=True)
 class TransferResult:
-    """One line of results.jsonl. Accuracies in percent; ``flops`` and ``images_seen`` of the fine-tuning itself."""
+    """One line of results.jsonl. Accuracies in percent; ``flops`` and ``images_seen`` of the fine-tuning itself.
+
+    ``steps`` were taken, and ``trials`` made before to choose them and the rate; ``metric`` is the one to quote.
+    """
 
     dataset: str
     origin: str
@@ -110,9 +63,12 @@ class TransferResult:
     recipe: str
     labels_per_class: int | None
     learning_rate: float
+    steps: int
     trials: int
+    metric: Metric
     top1: float
     top5: float
+    top1_per_class: float
     test_images: int
     first_loss: float
     images_seen: int
@@ -130,16 +86,23 @@ def transfer(settings: TransferConfig) -> TransferResult:
     began = time.perf_counter()
     job = Finetuning(settings)
     path = results_file(settings.out, "results.jsonl")
-    result = job.final(job.choose())
-    result = replace(result, seconds=round(time.perf_counter() - began, 1))
+    for note in job.notes if job.accelerator.is_main_process else ():
+        print(f"note: {note}", flush=True)
+    choice = job.choose()
+    if choice.trials and job.accelerator.is_main_process:
+        print(f"chosen on held-out labels: rate {choice.learning_rate:g}, {choice.steps} steps", flush=True)
+    result = replace(job.final(choice), seconds=round(time.perf_counter() - began, 1))
     if job.accelerator.is_main_process:
+        line = {**asdict(result), "choice": asdict(choice), "settings": dump(replace(settings, vit=job.vit))}
         with path.open("a") as file:
-            file.write(json.dumps({**asdict(result), "settings": dump(replace(settings, vit=job.vit))}) + "\n")
-        print(
-            f"top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} % of {result.test_images} images; added to {path}",
-            flush=True,
-        )
+            file.write(json.dumps(line) + "\n")
+        print(f"{_headline(result)}; added to {path}", flush=True)
     return result
+
+
+def _headline(result: TransferResult) -> str:
+    by_class = f"mean of the classes {result.top1_per_class:.2f} %, " if result.metric == "mean_per_class" else ""
+    return f"{by_class}top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} % of {result.test_images} images"
 
 
 class Finetuning:
@@ -147,72 +110,89 @@ class Finetuning:
 
     def __init__(self, settings: TransferConfig) -> None:
         self.settings = settings
-        settings.schedule.check(settings.steps)
+        check_steps(settings)
         self.train = labelled_shards(settings.shards, settings.train_split)
         self.test = labelled_shards(settings.shards, settings.test_split)
         self.num_classes = len(self.train.classes or ())
         labels = read_labels(self.train)
+        self.notes = check_classes(labels, read_labels(self.test), self.train.classes or ())
         self.chosen = choose_labels(labels, self.num_classes, settings.labels_per_class, settings.seed)
         self.grid = sorted(set(settings.learning_rates)) or [settings.optimizer.learning_rate]
         self.fitted, self.held_out = self.chosen, self.chosen[:0]
-        if len(self.grid) > 1:
+        if len(self.grid) > 1 or settings.evaluate_every:
             self.fitted, self.held_out = split_held_out(self.chosen, labels, settings.held_out, settings.seed)
-        self.backbone = None if settings.backbone == SCRATCH else load_backbone(settings.backbone)
+        self.backbone = open_backbone(settings.backbone, settings.vit.pool, settings.image_size)
         vit = load_vit(settings, self.backbone)
         self.vit = vit.settings
         self.accelerator = open_accelerator(settings.precision)
         self.fitting = images_at_once(vit, self.accelerator.device, mixing=settings.mixing)
         for ids in (self.fitted, self.chosen):
             self._divide(ids)
-
-    def choose_learning_rate(self) -> float:
-        """Return the rate of the grid with the best accuracy on held-out labels; a tie goes to the smaller rate."""
-        if len(self.grid) == 1:
-            return self.grid[0]
-        scores = []
-        for rate in self.grid:
-            try:
-                task, _ = self._fit(self.fitted, rate, f"rate {rate:g}")
-                scores.append(self._test(task, self.train, self.held_out)[0])
-            except NumericsError:  # a rate that diverges is a bad rate
-                scores.append(-1.0)
-        return self.grid[int(np.argmax(scores))]
+        self._steps_taken = 0  # in all fits
 
     def choose(self) -> Choice:
-        began = time.perf_counter()
-        rate = self.choose_learning_rate()
-        trials = len(self.grid) if len(self.grid) > 1 else 0
-        seen = trials * self.settings.steps * self._divide(self.fitted)[0]
-        flops = seen * _flops_per_image(self.vit, self.num_classes)
-        return Choice(rate, self.settings.steps, trials, {}, seen, flops, round(time.perf_counter() - began, 1))
+        """Return the rate, and the number of steps, with the best accuracy on held-out labels.
 
-    def flops_per_step(self) -> float:
-        """Return the operations of one step of the final fine-tuning, over all processes."""
-        return self._divide(self.chosen)[0] * _flops_per_image(self.vit, self.num_classes)
+        Raises ``NumericsError`` where every rate of the grid diverges.
+        """
+        settings, began = self.settings, time.perf_counter()
+        if not len(self.held_out):
+            return no_choice(self.grid[0], settings.steps)
+        before, scores = self._steps_taken, dict[Point, float]()
+        for rate in self.grid:
+            try:
+                scores |= self._try(rate)
+            except NumericsError as error:  # a rate that diverges is a bad rate
+                self.accelerator.print(f"rate {rate:g} diverged: {str(error).partition(chr(10))[0]}")
+        best = best_of(scores)
+        seen = (self._steps_taken - before) * self._divide(self.fitted)[0]
+        return Choice(
+            learning_rate=best.learning_rate,
+            steps=best.steps,
+            trials=len(self.grid),
+            held_out_top1={str(point): score for point, score in scores.items()},
+            images_seen=seen,
+            flops=seen * _flops_per_image(self.vit, self.num_classes),
+            seconds=round(time.perf_counter() - began, 1),
+        )
+
+    def _try(self, rate: float) -> dict[Point, float]:
+        """Return the accuracies on held-out labels of one rate."""
+        settings, scores = self.settings, dict[Point, float]()
+        for fitted in self._fit(self.fitted, rate, f"rate {rate:g}", ends(settings.steps, settings.evaluate_every)):
+            accuracy = self._test(fitted.task, self.train, self.held_out)
+            scores[Point(rate, fitted.steps)] = accuracy.by(settings.metric)
+        return scores
 
     def final(self, choice: Choice) -> TransferResult:
-        """Fine-tune on all chosen labels at ``rate`` and test."""
-        rate = choice.learning_rate
+        """Fine-tune on all chosen labels, up to the chosen step of the same schedule, and test."""
         settings, began = self.settings, time.perf_counter()
-        task, first_loss = self._fit(self.chosen, rate, "finetune")
-        top1, top5, count = self._test(task, self.test, None)
-        seen = settings.steps * self._divide(self.chosen)[0]
+        (fitted,) = self._fit(self.chosen, choice.learning_rate, "finetune", [choice.steps])
+        accuracy = self._test(fitted.task, self.test, None)
+        seen = choice.steps * self._divide(self.chosen)[0]
         return TransferResult(
             dataset=f"{settings.shards}/{settings.test_split}",
             origin=SCRATCH if self.backbone is None else self.backbone.origin,
             seed=settings.seed,
             recipe=settings.optimizer.kind,
             labels_per_class=settings.labels_per_class,
-            learning_rate=rate,
+            learning_rate=choice.learning_rate,
+            steps=choice.steps,
             trials=choice.trials,
-            top1=top1,
-            top5=top5,
-            test_images=count,
-            first_loss=first_loss,
+            metric=settings.metric,
+            top1=accuracy.top1,
+            top5=accuracy.top5,
+            top1_per_class=accuracy.top1_per_class,
+            test_images=accuracy.images,
+            first_loss=fitted.first_loss,
             images_seen=seen,
             flops=seen * _flops_per_image(self.vit, self.num_classes),
             seconds=round(time.perf_counter() - began, 1),
         )
+
+    def flops_per_step(self) -> float:
+        """Return the operations of a step of the final fine-tuning, over all processes."""
+        return self._divide(self.chosen)[0] * _flops_per_image(self.vit, self.num_classes)
 
     def _divide(self, ids: Ints) -> tuple[int, int, int]:
         """Return the global batch, the micro-batch and how many make a process's share; few images are one batch.
@@ -233,14 +213,16 @@ class Finetuning:
             micro = nearest_divisor(share, self.fitting)
         return share * world, micro, share // micro
 
-    def _fit(self, ids: Ints, rate: float, title: str) -> tuple[nn.Module, float]:
-        """Return the fine-tuned task and its loss before the first update."""
+    def _fit(self, ids: Ints, rate: float, title: str, stops: Sequence[int]) -> Iterator[Fitted]:
+        """Fine-tune on ``ids`` and yield what there is after each of so many steps, ascending."""
         settings, accelerator = self.settings, self.accelerator
         batch, micro, accumulate = self._divide(ids)
         accelerator.free_memory()  # it would hold the models of all rates
         torch.manual_seed(settings.seed)
         vit = load_vit(settings, self.backbone)
-        bare = Classification(vit, zero_linear(vit.width, self.num_classes), settings.mixing, seed=settings.seed)
+        head = zero_linear(vit.width, self.num_classes)
+        bare = Classification(vit, head, settings.mixing, seed=settings.seed, smoothing=settings.label_smoothing)
+        average = open_average(bare, settings.ema, warmup=False, accelerator=accelerator)
         first_losses = _first_loss(bare)
         set_up(bare, settings.compute)
         optimizer = build_optimizer(bare, settings.optimizer)
@@ -258,10 +240,16 @@ class Finetuning:
         )
         with (
             closing(self._stream(ids, batch, micro)) as stream,
-            StepProgress(title, start=0, steps=settings.steps, shown=accelerator.is_main_process) as progress,
+            StepProgress(title, start=0, steps=stops[-1], shown=accelerator.is_main_process) as progress,
         ):
-            Trainer(task, optimizer, stream, accelerator, plan).run(0, lambda step: None, progress.show)
-        return task, float(first_losses[0])
+            trainer = Trainer(task, optimizer, stream, accelerator, plan, average)
+            try:
+                for start, stop in pairwise([0, *stops]):
+                    trainer.run(start, lambda step: None, progress.show, end=stop)
+                    trainer.read_judged(None)  # a GPU has told of the steps up to the last log line
+                    yield Fitted(stop, task if average is None else average.module, float(first_losses[0]))
+            finally:
+                self._steps_taken += trainer.done
 
     def _stream(self, ids: Ints, batch: int, micro: int) -> TrainStream:
         return TrainStream(
@@ -277,22 +265,10 @@ class Finetuning:
             settings=self.settings.stream,
         )
 
-    @torch.no_grad()
-    def _test(self, task: nn.Module, shards: ShardSet, subset: Ints | None) -> tuple[float, float, int]:
-        """Return top-1 and top-5 accuracy in percent and the number of images, each counted once over all processes."""
-        model = self.accelerator.unwrap_model(task)
-        model.eval()
-        device = self.accelerator.device
-        totals = torch.zeros(3, dtype=torch.float64, device=device)
-        for batch in OnDevice(self._evaluation(shards, subset), device):
-            with self.accelerator.autocast():
-                scores_BK = model.scores(batch.images)
-            assert batch.labels is not None
-            best = scores_BK.topk(min(5, self.num_classes), dim=1).indices == batch.labels[:, None]
-            real = batch.ids >= 0
-            totals += torch.stack([best[real, 0].sum(), best[real].any(dim=1).sum(), real.sum()])
-        top1, top5, count = self.accelerator.reduce(totals, reduction="sum").tolist()
-        return 100 * top1 / count, 100 * top5 / count, int(count)
+    def _test(self, task: nn.Module, shards: ShardSet, subset: Ints | None) -> Accuracy:
+        """Return the accuracies of a task on a split or a part of it."""
+        model = self.accelerator.unwrap_model(task).eval()
+        return count_hits(model, self._evaluation(shards, subset), self.num_classes, self.accelerator)
 
     def _evaluation(self, shards: ShardSet, subset: Ints | None) -> Iterator[Batch]:
         accelerator, settings = self.accelerator, self.settings
@@ -306,23 +282,6 @@ class Finetuning:
             subset=subset,
             settings=settings.stream,
         )
-
-
-def load_vit(settings: TransferConfig, backbone: Backbone | None) -> Encoder:
-    """Return the network to fine-tune, at the transfer's resolution; without a backbone its weights are fresh."""
-    config = settings.vit if backbone is None else backbone.vit
-    vit = build_encoder(replace(config, image_size=settings.image_size or config.image_size))
-    if backbone is None:
-        return vit
-    weights = dict(backbone.weights)
-    try:
-        if isinstance(vit, Vit):
-            old_grid = (config.image_size[0] // vit.patch[0], config.image_size[1] // vit.patch[1])
-            weights["pos_embed"] = resize_positions(weights["pos_embed"], old_grid, vit.grid, settings.interpolation)
-        vit.timm.load_state_dict(weights)
-    except (KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{settings.backbone} does not hold the weights of its own settings: {error}") from error
-    return vit
 
 
 def _flops_per_image(settings: VitConfig, num_classes: int) -> float:

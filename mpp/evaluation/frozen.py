@@ -3,25 +3,20 @@
 Shapes: B images, N patches or places of a feature map, D width, H and W pixels.
 """
 
-import difflib
-import pickle
-import sys
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, cast
 
-import timm
 import torch
-from safetensors import SafetensorError
-from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from mpp.errors import CheckpointError, ConfigError
-from mpp.evaluation.finetune import SCRATCH, TransferConfig, load_vit
+from mpp.evaluation.backbones import SCRATCH, check_given, load_vit
+from mpp.evaluation.outside import TimmSource, open_timm, timm_source, timm_view
+from mpp.evaluation.recipe import TransferConfig
 from mpp.model.encoders import Encoder
+from mpp.model.families import VitConfig
 from mpp.stream.views import ViewConfig
 from mpp.training.backbone import load_backbone
 
-TIMM: Final = "timm:"
 CLASS_TOKEN, PATCH_MEAN = "class_token", "patch_mean"
 
 
@@ -46,9 +41,10 @@ def open_frozen(settings: TransferConfig) -> FrozenBackbone:
     ``CheckpointError`` for weights that are missing or do not fit, ``ConfigError`` for an unknown name.
     """
     source = settings.backbone
-    if source.startswith(TIMM):
-        name, _, file = source.removeprefix(TIMM).partition("@")
-        frozen = _open_timm(name, file, settings.image_size)
+    outside = timm_source(source)
+    if outside is not None:
+        check_given(settings.vit, VitConfig(pool=settings.vit.pool), origin=outside.origin)
+        frozen = _open_timm(outside, settings.image_size)
     else:
         backbone = None if source == SCRATCH else load_backbone(source)
         torch.manual_seed(settings.seed)
@@ -93,52 +89,9 @@ class _Timm(nn.Module):
         return kinds if norm is None else {kind: norm(feature) for kind, feature in kinds.items()}
 
 
-def _open_timm(name: str, file: str, image_size: tuple[int, int] | None) -> FrozenBackbone:
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=1)
-        raise ConfigError(
-            f"backbone: timm knows no network {name!r}",
-            fix=f"backbone=timm:{near[0] if near else 'vit_base_patch16_224'}",
-        )
-    size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
-    try:
-        model = timm.create_model(name, pretrained=not file, num_classes=0, **size)
-    except TypeError as error:
-        raise ConfigError(f"image_size: {name} has a size of its own ({error})", fix="leave image_size out") from error
-    except (OSError, RuntimeError) as error:  # what the Hub's client and timm raise
-        first_line = str(error).strip().partition("\n")[0]
-        raise CheckpointError(
-            f"timm could not get weights for {name}: {first_line}", fix=f"backbone=timm:{name}@FILE, a local copy"
-        ) from error
-    if file:
-        _load_file(model, name, file)
-    view: dict[str, Any] = timm.data.resolve_model_data_config(model)  # type: ignore[no-untyped-call]
+def _open_timm(source: TimmSource, image_size: tuple[int, int] | None) -> FrozenBackbone:
+    model = open_timm(source, image_size)
+    view = timm_view(model)
     return FrozenBackbone(
-        _Timm(model, view["mean"], view["std"]),
-        image_size or (int(view["input_size"][1]), int(view["input_size"][2])),
-        float(view["crop_pct"]),
-        f"timm {name}, {f'weights of {file}' if file else 'its own weights'}",
+        _Timm(model, view.mean, view.std), image_size or view.image_size, view.crop_fraction, source.origin
     )
-
-
-def _load_file(model: nn.Module, name: str, file: str) -> None:
-    """Load weights as timm stores them; those of a classifier are left out, everything else must be there and fit."""
-    try:
-        weights = load_state_dict(file)
-        adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-        weights = weights if adapt is None else adapt(weights, model)
-        found = model.load_state_dict(weights, strict=False)
-    except FileNotFoundError:
-        raise CheckpointError(f"no weights at {file}", fix=f"backbone={TIMM}{name}@FILE") from None
-    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, AttributeError, TypeError) as error:
-        first_lines = " ".join(str(error).split("\n")[:2])
-        raise CheckpointError(f"{file} does not hold weights of {name}: {first_lines}") from error
-    classifier = model.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
-    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    strangers = [key for key in found.unexpected_keys if not key.startswith(heads)]
-    wrong = [f"without {key}" for key in found.missing_keys] + [f"with {key}" for key in strangers]
-    if wrong:
-        raise CheckpointError(
-            f"{file} does not hold weights of {name}: {len(wrong)} do not match, it is {wrong[0]}",
-            fix="the name that the weights were trained under",
-        )

@@ -1,5 +1,6 @@
 """Which labelled images are fine-tuned on and which are held out: a function of the labels and a seed."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -19,10 +20,50 @@ def labelled_shards(root: str, split: str) -> ShardSet:
     return shards
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def read_labels(shards: ShardSet) -> Ints:
     """Return all labels of a split, int64 [N]; the last sets read are remembered."""
     return ShardReader(shards).labels()
+
+
+def check_classes(train: Ints, test: Ints, classes: Sequence[str]) -> tuple[str, ...]:
+    """Return what a reader must know of classes without images; raise ``DataError`` for what makes no sense.
+
+    That is a label that no class has, a split without images, and a class that is tested but not trained on.
+    """
+    counts = []
+    for name, labels in (("train", train), ("test", test)):
+        if len(labels) == 0:
+            raise DataError(f"the {name} split has no image", fix="mpp verify SHARDS")
+        if labels.min() < 0 or labels.max() >= len(classes):
+            wrong = labels[(labels < 0) | (labels >= len(classes))][0]
+            raise DataError(
+                f"the {name} split has an image of label {wrong}, but there are {len(classes)} classes",
+                fix="shards written anew from the images, with their labels",
+            )
+        counts.append(np.bincount(labels, minlength=len(classes)))
+    in_train, in_test = (count > 0 for count in counts)
+    untrained = np.flatnonzero(in_test & ~in_train)
+    if len(untrained):
+        raise DataError(
+            f"{_named(untrained, classes)} in the test split but without an image in the train split",
+            fix="train images of every class, or a test split of the trained classes alone",
+        )
+    notes = []
+    untested, unseen = np.flatnonzero(in_train & ~in_test), np.flatnonzero(~in_train & ~in_test)
+    if len(untested):
+        notes.append(f"{_named(untested, classes)} not in the test split: means over classes leave it out")
+    if len(unseen):
+        notes.append(f"{_named(unseen, classes)} in neither split")
+    return tuple(notes)
+
+
+def _named(labels: Ints, classes: Sequence[str]) -> str:
+    """Name classes, a few of many."""
+    names = ", ".join(repr(classes[label]) for label in labels[:3])
+    return (
+        f"class {names} is" if len(labels) == 1 else f"{len(labels)} classes ({names}{', ...' * (len(labels) > 3)}) are"
+    )
 
 
 def choose_labels(labels: Ints, num_classes: int, per_class: int | None, seed: int) -> Ints:
@@ -51,7 +92,7 @@ def split_held_out(ids: Ints, labels: Ints, share: float, seed: int) -> tuple[In
         if count >= len(members):
             raise DataError(
                 f"class {label} has {len(members)} labelled image(s): none is left beside the held-out ones",
-                fix="learning_rates=[] or more labels_per_class",
+                fix="more labels_per_class, or nothing to choose: learning_rates=[] evaluate_every=null",
             )
         held.append(members[permutation(len(members), seed, int(label), 1)[:count]])
     chosen = np.sort(np.concatenate(held))

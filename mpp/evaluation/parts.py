@@ -17,7 +17,8 @@ import torch
 
 from mpp.disk import disk_errors, fsync_path
 from mpp.errors import ConfigError, DataError
-from mpp.evaluation.finetune import Choice, Finetuning
+from mpp.evaluation.choosing import Choice
+from mpp.evaluation.finetune import Finetuning
 from mpp.evaluation.plan import CompareConfig, Part, Plan, make_plan
 from mpp.plain_yaml import read_yaml
 from mpp.shards.engines import run_tasks

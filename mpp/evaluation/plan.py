@@ -10,7 +10,10 @@ from pydantic import Field
 from mpp.config import config
 from mpp.errors import ConfigError, DataError
 from mpp.evaluation.arms import Arm, Variant, resolve_arms, with_equal_flops
-from mpp.evaluation.finetune import SCRATCH, Finetuning, TransferConfig, TransferRecipe
+from mpp.evaluation.backbones import SCRATCH
+from mpp.evaluation.finetune import Finetuning
+from mpp.evaluation.outside import timm_source
+from mpp.evaluation.recipe import TransferConfig, TransferRecipe
 from mpp.model.families import VitConfig
 from mpp.shards.engines import Slurm
 from mpp.shards.indexing import open_any
@@ -114,7 +117,12 @@ class Plan:
     def transfer(self, arm: Arm, labels: int | None, seed: int) -> TransferConfig:
         """Return the settings of a fine-tuning."""
         settings, pretrain_seed = self.settings, seed if self.settings.pretrain_per_seed else self.settings.seeds[0]
-        recipe = settings.transfer
+        recipe, vit = settings.transfer, VitConfig()  # a backbone carries its own
+        if arm.source == SCRATCH:
+            vit = settings.pretrain.vit
+        elif timm_source(arm.source) is not None:  # it is made for any size and pooling
+            vit = replace(vit, pool=settings.pretrain.vit.pool)
+            recipe = replace(recipe, image_size=recipe.image_size or settings.pretrain.vit.image_size)
         if arm.same_flops:
             recipe = replace(recipe, steps=self._steps_of_same_flops(arm, labels, seed))
         return TransferConfig(
@@ -122,7 +130,7 @@ class Plan:
             shards=settings.labelled_set,
             out=settings.out,
             test_split=settings.test_split,
-            vit=settings.pretrain.vit if arm.source == SCRATCH else VitConfig(),  # others carry their own
+            vit=vit,
             labels_per_class=labels,
             seed=seed,
             **_values(recipe),

@@ -15,10 +15,11 @@ from pydantic import Field
 from mpp.config import config, dump
 from mpp.errors import ConfigError, DataError
 from mpp.evaluation.features import Features, extract
-from mpp.evaluation.finetune import TransferConfig, results_file
+from mpp.evaluation.finetune import results_file
 from mpp.evaluation.frozen import open_frozen
 from mpp.evaluation.labels import labelled_shards, read_labels
 from mpp.evaluation.probes import fewshot, linear, nearest
+from mpp.evaluation.recipe import TransferConfig
 from mpp.evaluation.statistics import summarise
 from mpp.model.vit import VitConfig
 from mpp.shards.shardset import ShardSet

@@ -74,6 +74,7 @@ def create_vit(settings: VitConfig) -> VisionTransformer:
             global_pool=_TIMM_POOLS[settings.pool],
             fc_norm=False,  # one final norm for every token, whatever the pooling
             drop_path_rate=settings.drop_path,
+            dynamic_img_size=False,  # the size is the settings', whatever timm has for the name
             **_overrides(settings),
         )
     except (AssertionError, ValueError, TypeError, RuntimeError) as error:

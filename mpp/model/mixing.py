@@ -58,10 +58,13 @@ def mix(images: Tensor, ids_B: Tensor, settings: Mixing, *, seed: int, epoch: in
     return Mixed(others + own_B1HW * (images - others), torch.where(cut_B, area_B, mixup_B))
 
 
-def mixed_cross_entropy(scores_BK: Tensor, labels_B: Tensor, shares_B: Tensor) -> Tensor:
-    """Return the mean loss [] of mixed images against both their labels, each by its share."""
-    own_B = F.cross_entropy(scores_BK, labels_B, reduction="none")
-    next_B = F.cross_entropy(scores_BK, labels_B.roll(-1), reduction="none")
+def mixed_cross_entropy(scores_BK: Tensor, labels_B: Tensor, shares_B: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Return the mean loss [] of mixed images against both their labels, each by its share.
+
+    A share ``smoothing`` of each label is spread evenly over all classes (arXiv:1512.00567, section 7).
+    """
+    own_B = F.cross_entropy(scores_BK, labels_B, reduction="none", label_smoothing=smoothing)
+    next_B = F.cross_entropy(scores_BK, labels_B.roll(-1), reduction="none", label_smoothing=smoothing)
     return (shares_B * own_B + (1 - shares_B) * next_B).mean()
 
 

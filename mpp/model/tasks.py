@@ -81,24 +81,30 @@ class MaskedPatches(nn.Module):
 
 
 class Classification(nn.Module):
-    """Predict the label of an image by cross-entropy, through a head on the pooled feature."""
+    """Predict the label of an image by cross-entropy, through a head on the pooled feature.
 
-    def __init__(self, vit: Encoder, head: nn.Module, mixing: Mixing, *, seed: int) -> None:
+    In training a share ``smoothing`` of every label is spread over all classes.
+    """
+
+    def __init__(self, vit: Encoder, head: nn.Module, mixing: Mixing, *, seed: int, smoothing: float = 0.0) -> None:
         super().__init__()
-        self.vit, self.head, self.mixing, self.seed = vit, head, mixing, seed
+        self.vit, self.head, self.mixing, self.seed, self.smoothing = vit, head, mixing, seed, smoothing
 
     def forward(self, batch: Batch) -> StepOutput:
         """Return the loss and the accuracy, of a mixed image by its larger part; the batch must carry labels."""
         assert batch.labels is not None
+        smoothing = self.smoothing if self.training else 0.0
         if self.training and (self.mixing.mixup or self.mixing.cutmix):
             images, shares_B = mix(batch.images, batch.ids, self.mixing, seed=self.seed, epoch=batch.epochs)
             scores_BK = self.scores(images)
             larger_B = torch.where(shares_B >= 0.5, batch.labels, batch.labels.roll(-1))
             accuracy = (scores_BK.argmax(-1) == larger_B).float().mean()
-            return StepOutput(mixed_cross_entropy(scores_BK, batch.labels, shares_B), {"accuracy": accuracy})
+            loss = mixed_cross_entropy(scores_BK, batch.labels, shares_B, smoothing)
+            return StepOutput(loss, {"accuracy": accuracy})
         scores_BK = self.scores(batch.images)
         accuracy = (scores_BK.argmax(-1) == batch.labels).float().mean()
-        return StepOutput(F.cross_entropy(scores_BK, batch.labels), {"accuracy": accuracy})
+        loss = F.cross_entropy(scores_BK, batch.labels, label_smoothing=smoothing)
+        return StepOutput(loss, {"accuracy": accuracy})
 
     def scores(self, images_BCHW: Tensor) -> Tensor:
         """Return class scores [B, K] in fp32."""

@@ -11,8 +11,9 @@ import pytest
 
 from mpp.config import merge, resolve
 from mpp.errors import ConfigError, DataError
+from mpp.evaluation.choosing import Choice
 from mpp.evaluation.comparison import compare
-from mpp.evaluation.finetune import Choice, Finetuning, TransferResult
+from mpp.evaluation.finetune import Finetuning, TransferResult
 from mpp.evaluation.plan import CompareConfig
 from mpp.evaluation.verdict import Comparison, Cost
 from mpp.plain_yaml import read_yaml

@@ -10,8 +10,9 @@ import torch
 
 from mpp.config import resolve
 from mpp.errors import CheckpointError, ConfigError
-from mpp.evaluation.finetune import TransferConfig, load_vit
+from mpp.evaluation.backbones import load_vit
 from mpp.evaluation.frozen import CLASS_TOKEN, PATCH_MEAN, FrozenBackbone, open_frozen
+from mpp.evaluation.recipe import TransferConfig
 from mpp.training.backbone import load_backbone
 
 VIT = "vit_tiny_patch16_224"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mpp.errors import DataError
-from mpp.evaluation.labels import choose_labels, labelled_shards, split_held_out
+from mpp.evaluation.labels import check_classes, choose_labels, labelled_shards, split_held_out
 from mpp.stream.reader import ShardReader
 
 LABELS = np.arange(60, dtype=np.int64) % 3
@@ -48,6 +48,38 @@ def test_a_share_of_every_class_is_held_out_and_the_rest_fitted(share: float, ea
 def test_one_image_of_a_class_cannot_be_held_out_and_fitted() -> None:
     with pytest.raises(DataError, match="none is left"):
         split_held_out(choose_labels(LABELS, 3, 1, seed=0), LABELS, 0.1, seed=0)
+
+
+CLASSES = ("cat", "dog", "eel", "fly")
+
+
+def test_classes_of_both_splits_need_no_note() -> None:
+    assert check_classes(np.array([0, 1, 2, 3]), np.array([3, 2, 1, 0, 0]), CLASSES) == ()
+
+
+def test_classes_without_images_are_named() -> None:
+    train, test = np.array([0, 1, 0, 1]), np.array([0, 0])
+    assert check_classes(train, test, CLASSES) == (
+        "class 'dog' is not in the test split: means over classes leave it out",
+        "2 classes ('eel', 'fly') are in neither split",
+    )
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "words"),
+    [
+        ([0, 1], [0, 1, 3], "class 'fly' is in the test split but without an image in the train split"),
+        ([0], [0, 1, 2, 3], r"3 classes \('dog', 'eel', 'fly'\) are in the test split but without"),
+        ([0, 1, 4], [0], "the train split has an image of label 4, but there are 4 classes"),
+        ([0, 1], [-1, -1], "the test split has an image of label -1"),
+        ([], [0], "the train split has no image"),
+        ([0], [], "the test split has no image"),
+    ],
+)
+def test_labels_that_make_no_sense_are_refused(train: list[int], test: list[int], words: str) -> None:
+    with pytest.raises(DataError, match=words) as refused:
+        check_classes(np.array(train, np.int64), np.array(test, np.int64), CLASSES)
+    assert "fix: " in str(refused.value)
 
 
 def test_labelled_shards_open_and_others_say_what_is_missing(tiny_shards: Path, bare_tiny_shards: Path) -> None:

@@ -5,6 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy import stats
+from timm.data.mixup import mixup_target
+from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -133,6 +135,16 @@ def test_the_loss_is_cross_entropy_against_both_labels_by_their_shares() -> None
     )
     assert golden.item() == pytest.approx(np.log1p(np.e), abs=1e-6)  # both are of class 0
     assert mixed_cross_entropy(scores, labels, torch.ones(3)).item() == F.cross_entropy(scores, labels).item()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_smoothed_and_mixed_targets_are_timms(smoothing: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores, labels = 3 * torch.randn(2, 7, generator=generator), torch.tensor([6, 2])
+    share = 0.3  # timm mixes with the batch turned round: of two images that is the next one, as here
+    expected = SoftTargetCrossEntropy()(scores, mixup_target(labels, 7, lam=share, smoothing=smoothing))
+    loss = mixed_cross_entropy(scores, labels, torch.full((2,), share), smoothing)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
 
 
 def test_a_step_that_is_only_counted_leaves_later_shares_alone() -> None:

@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from timm.loss import LabelSmoothingCrossEntropy
 from torch import nn
 
 from mpp.config import resolve
@@ -67,6 +68,20 @@ def test_images_are_mixed_in_training_alone_by_seed_and_epoch(batch: Batch) -> N
     losses = {task(moved).loss.item() for task in (plain, mixed, other) for moved in (batch, later)}
     assert len(losses) == 5  # plain images are the same in every epoch
     assert plain.eval()(batch).loss.item() == mixed.eval()(batch).loss.item()
+
+
+@pytest.mark.parametrize("mixing", [Mixing(), Mixing(mixup=0.8, cutmix=1.0)])
+def test_labels_are_smoothed_in_training_alone(batch: Batch, mixing: Mixing) -> None:
+    task = Classification(Vit(VIT), nn.Linear(16, 3), mixing, seed=0, smoothing=0.2)
+    plain = Classification(task.vit, task.head, mixing, seed=0)
+    assert task(batch).loss.item() != plain(batch).loss.item()
+    if not mixing.mixup:
+        expected = LabelSmoothingCrossEntropy(0.2)(task.scores(batch.images), batch.labels)
+        assert task(batch).loss.item() == pytest.approx(expected.item(), abs=1e-6)
+    assert task.eval()(batch).loss.item() == plain.eval()(batch).loss.item()
+    task.head.requires_grad_(False).weight.zero_()
+    task.head.bias.zero_()
+    assert task.train()(batch).loss.item() == pytest.approx(math.log(3), abs=1e-6)
 
 
 def test_accuracy_of_a_mixed_image_counts_its_larger_part(batch: Batch) -> None:

@@ -6,7 +6,7 @@ from timm.layers import resample_abs_pos_embed
 
 from mpp.config import resolve
 from mpp.errors import ConfigError
-from mpp.model.vit import Vit, VitConfig, resize_positions
+from mpp.model.vit import Interpolation, Vit, VitConfig, resize_positions
 
 TINY = {"name": "vit_tiny_patch16_224", "image_size": (8, 12), "patch_size": 4, "width": 16, "depth": 2, "heads": 2}
 
@@ -36,6 +36,9 @@ FAMILIES: dict[str, dict[str, object]] = {
     "hybrid": HYBRID,
     "hybrid, map, 22B": {**HYBRID, "pool": "map", "parallel": True, "qk_norm": True, "bias": False},
     "patch 1": {"patch_size": 1},
+    "norm before the blocks": {"name": "vit_xsmall_patch16_clip_224"},
+    "positions without the class token": {"name": "vit_base_patch16_xp_224"},
+    "any size, no last norm": {"name": "vit_intern300m_patch14_448"},
 }
 
 
@@ -85,14 +88,29 @@ def test_sincos_positions_are_fixed_and_zero_for_the_class_token() -> None:
     assert torch.allclose(vit.timm.pos_embed[0, 1:].square().sum(-1), torch.full((6,), 8.0))  # sin² + cos² of 8 bands
 
 
-@pytest.mark.parametrize(("old", "new"), [((4, 4), (6, 6)), ((2, 3), (4, 6)), ((2, 6), (4, 3)), ((4, 4), (2, 2))])
+GRIDS = [
+    ((4, 4), (6, 6)),  # 32 px to 48 px with patches of 8
+    ((2, 3), (4, 6)),
+    ((8, 8), (8, 12)),  # 32 x 48 px
+    ((6, 10), (8, 12)),
+    ((2, 6), (4, 3)),  # as many places in another shape
+    ((4, 9), (6, 6)),
+    ((6, 6), (9, 4)),
+    ((5, 5), (3, 3)),
+]
+
+
+@pytest.mark.parametrize(("old", "new"), GRIDS)
 def test_bicubic_positions_equal_timms(old: tuple[int, int], new: tuple[int, int]) -> None:
     positions = torch.randn(1, 1 + old[0] * old[1], 8, generator=torch.Generator().manual_seed(1))
     expected = resample_abs_pos_embed(positions, list(new), list(old), num_prefix_tokens=1)
-    assert torch.equal(resize_positions(positions, old, new, "bicubic"), expected)
+    resized = resize_positions(positions, old, new, "bicubic")
+    assert torch.equal(resized, expected)
+    assert torch.equal(resized[:, 0], positions[:, 0])
+    assert resized.shape == (1, 1 + new[0] * new[1], 8)
 
 
-@pytest.mark.parametrize(("old", "new"), [((4, 4), (6, 6)), ((2, 3), (4, 6)), ((2, 6), (4, 3)), ((5, 5), (3, 3))])
+@pytest.mark.parametrize(("old", "new"), GRIDS)
 def test_bilinear_positions_equal_the_authors_corner_aligned_zoom(old: tuple[int, int], new: tuple[int, int]) -> None:
     from scipy.ndimage import zoom
 
@@ -102,6 +120,22 @@ def test_bilinear_positions_equal_the_authors_corner_aligned_zoom(old: tuple[int
     expected = torch.from_numpy(zoom(grid, (new[0] / old[0], new[1] / old[1], 1), order=1)).reshape(-1, 8)
     assert torch.allclose(resized[0, 1:], expected, atol=1e-5)
     assert torch.equal(resized[0, 0], positions[0, 0])
+
+
+@pytest.mark.parametrize("how", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(("old", "new"), GRIDS)
+def test_a_ramp_stays_a_ramp_from_the_first_place_to_the_last(
+    old: tuple[int, int], new: tuple[int, int], how: Interpolation
+) -> None:
+    down, right = torch.meshgrid(torch.linspace(0, 1, old[0]), torch.linspace(0, 1, old[1]), indexing="ij")
+    table = torch.stack([down, right], dim=-1).reshape(1, -1, 2)
+    resized = resize_positions(table, old, new, how).reshape(*new, 2)
+    for axis, count in enumerate(new):  # down grows along rows alone, right along columns alone
+        ramp = resized[..., axis].movedim(axis, 0)
+        assert torch.allclose(ramp, ramp[:, :1].expand_as(ramp), atol=1e-5)
+        assert (ramp.diff(dim=0) > 0).all()
+        if how == "bilinear":
+            assert torch.allclose(ramp[:, 0], torch.linspace(0, 1, count), atol=1e-5)
 
 
 def test_the_same_grid_keeps_positions_as_they_are() -> None:
