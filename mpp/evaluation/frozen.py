@@ -54,12 +54,14 @@ def open_frozen(settings: TransferConfig) -> FrozenBackbone:
         torch.manual_seed(settings.seed)
         vit = load_vit(settings, backbone)
         origin = SCRATCH if backbone is None else backbone.origin
-        frozen = FrozenBackbone(_Ours(vit), vit.settings.image_size, ViewConfig().crop_fraction, origin)
+        frozen = FrozenBackbone(OwnFeatures(vit), vit.settings.image_size, ViewConfig().crop_fraction, origin)
     frozen.network.eval().requires_grad_(False)
     return frozen
 
 
-class _Ours(nn.Module):
+class OwnFeatures(nn.Module):
+    """Features [B, D] by kind of one of our networks."""
+
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder

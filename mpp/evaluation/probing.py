@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,30 +25,7 @@ from mpp.shards.shardset import ShardSet
 from mpp.stream.loader import StreamConfig
 from mpp.stream.order import Ints
 from mpp.training.devices import leave_together, open_accelerator
-
-Probe = Literal["fewshot", "knn", "linear"]
-
-
-@config
-class ProbeRecipe:
-    """Which probes; the defaults are big_vision's few-shot, DINO's neighbours and a linear probe."""
-
-    probes: tuple[Probe, ...] = Field(("fewshot", "knn", "linear"), min_length=1, description="what is measured")
-    shots: tuple[Annotated[int, Field(gt=0)], ...] = Field(
-        (1, 5, 10, 25), min_length=1, description="few-shot: labelled images of each class"
-    )
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (0, 1, 2), min_length=1, description="few-shot: seeds of the images drawn"
-    )
-    neighbours: int = Field(20, gt=0, description="kNN: how many training images vote")
-    temperature: float = Field(0.07, gt=0, description="kNN: a vote weighs exp(cosine / temperature)")
-    l2: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0),
-        min_length=1,
-        description="linear: L2 beside the mean cross-entropy, chosen on held-out labels",
-    )
-    held_out: float = Field(0.1, gt=0, lt=1, description="linear: share of each class that the choice is made on")
-
+from mpp.training.probe_schedule import ProbeRecipe
 
 @config
 class ProbeConfig(ProbeRecipe):
@@ -92,7 +69,8 @@ def probe(settings: ProbeConfig) -> list[ProbeResult]:
     ``CheckpointError`` for a backbone that is not one, ``DataError`` for shards with too few labels, ``ConfigError``
     where the test split is the train split, ``DiskError`` where OUT cannot be written, all before the first image.
     """
-    train, test = _splits(settings)
+    train, test = open_splits(settings.shards, settings.train_split, settings.test_split)
+    check_labels(read_labels(train), len(train.classes or ()), settings)
     num_classes = len(train.classes or ())
     frozen = open_frozen(_as_transfer(settings))
     accelerator = open_accelerator("fp32")
@@ -117,16 +95,14 @@ def probe(settings: ProbeConfig) -> list[ProbeResult]:
     return results
 
 
-def _splits(settings: ProbeConfig) -> tuple[ShardSet, ShardSet]:
-    """Open train and test; raise for labels that are too few or shared."""
-    if settings.test_split == settings.train_split:
+def open_splits(shards: str, train_split: str, test_split: str) -> tuple[ShardSet, ShardSet]:
+    """Open two labelled splits; raise ``ConfigError`` where they are one, ``DataError`` for one without labels."""
+    if test_split == train_split:
         raise ConfigError(
-            f"test_split is train_split, {settings.test_split!r}: a probe would be tested on what it was fitted to",
+            f"test_split is train_split, {test_split!r}: a probe would be tested on what it was fitted to",
             fix="test_split=test",
         )
-    train, test = (labelled_shards(settings.shards, split) for split in (settings.train_split, settings.test_split))
-    check_labels(read_labels(train), len(train.classes or ()), settings)
-    return train, test
+    return labelled_shards(shards, train_split), labelled_shards(shards, test_split)
 
 
 def _as_transfer(settings: ProbeConfig) -> TransferConfig:
@@ -140,25 +116,28 @@ def _as_transfer(settings: ProbeConfig) -> TransferConfig:
     )
 
 
-def check_labels(labels: Ints, num_classes: int, recipe: ProbeRecipe) -> None:
-    """Raise ``DataError`` where the training labels are too few for a probe that is asked for."""
+def check_labels(labels: Ints, num_classes: int, recipe: ProbeRecipe, prefix: str = "") -> None:
+    """Raise ``DataError`` where the training labels are too few for a probe that is asked for.
+
+    ``prefix`` stands before the keys of the recipe in what is advised.
+    """
     counts = np.bincount(labels, minlength=num_classes)
     least, most = int(counts.min()), max(recipe.shots)
     if "fewshot" in recipe.probes and least < most:
         fitting = [shots for shots in recipe.shots if shots <= least]
         raise DataError(
             f"class {counts.argmin()} has {least} labelled images, {most} shots were asked for",
-            fix=f"shots={fitting}".replace(" ", "") if fitting else "probes=[knn,linear]",
+            fix=prefix + (f"shots={fitting}".replace(" ", "") if fitting else "probes=[knn,linear]"),
         )
     if "knn" in recipe.probes and len(labels) < recipe.neighbours:
         raise DataError(
             f"{len(labels)} training images, {recipe.neighbours} neighbours were asked for",
-            fix=f"neighbours={len(labels)}",
+            fix=f"{prefix}neighbours={len(labels)}",
         )
     if "linear" in recipe.probes and len(recipe.l2) > 1 and (counts == 1).any():
         raise DataError(
             f"class {(counts == 1).argmax()} has one labelled image: none is left beside the held-out one",
-            fix="one value of l2, which needs no choice, or probes=[fewshot,knn]",
+            fix=f"one value of {prefix}l2, which needs no choice, or {prefix}probes=[fewshot,knn]",
         )
 
 
