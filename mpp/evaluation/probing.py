@@ -27,6 +27,7 @@ from mpp.stream.order import Ints
 from mpp.training.devices import leave_together, open_accelerator
 from mpp.training.probe_schedule import ProbeRecipe
 
+
 @config
 class ProbeConfig(ProbeRecipe):
     """One backbone, one labelled set, every probe."""

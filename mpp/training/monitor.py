@@ -115,5 +115,7 @@ class Monitor:
             self._warned = True
             assert self._every is not None
             rarer = round(self._every * share / (1 - share) * (1 - MOST_SHARE) / MOST_SHARE + 0.5)
-            say(f"warning: probes take {100 * share:.0f} % of the time; probe.every={rarer} or fewer probe.images: less")
+            say(
+                f"warning: probes take {100 * share:.0f} % of the time; probe.every={rarer} or fewer probe.images: less"
+            )
         return line
