@@ -17,6 +17,7 @@ from pydantic import Field
 from mpp.config import config
 from mpp.errors import ConfigError, DataError
 from mpp.evaluation.finetune import SCRATCH, Finetuning, TransferConfig, TransferRecipe
+from mpp.evaluation.live import open_live_probe
 from mpp.evaluation.statistics import Difference, Summary, paired_difference, summarise
 from mpp.model.encoders import build_encoder
 from mpp.model.families import VitConfig, is_resnet
@@ -212,7 +213,8 @@ class _Parts:
         values = _values(recipe) | {"seed": seed}
         if arm == "supervised":  # it differs in its task alone, unless another network is asked for
             values |= {"task": ClassificationConfig(), "vit": self.settings.supervised_vit or recipe.vit}
-        pretrain(PretrainConfig(shards=self.settings.shards, out=str(_run_folder(self.settings, arm, seed)), **values))
+        out = str(_run_folder(self.settings, arm, seed))
+        pretrain(PretrainConfig(shards=self.settings.shards, out=out, **values), open_live_probe)
 
     def _transfer(self, arm: Arm, labels: int | None, seed: int) -> None:
         settings = self.settings

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from mpp.model.vit import VitConfig
 from mpp.shards.shardset import ShardSet
 from mpp.stream.loader import StreamConfig
 from mpp.stream.order import Ints
+from mpp.stream.views import Share
 from mpp.training.devices import leave_together, open_accelerator
 from mpp.training.probe_schedule import ProbeRecipe
 
@@ -36,11 +37,14 @@ class ProbeConfig(ProbeRecipe):
         description="run folder of mpp pretrain, a backbone.safetensors, scratch, timm:NAME or timm:NAME@FILE"
     )
     shards: str = Field(description="folder that mpp-shard wrote, with labels")
-    out: str = Field(description="folder of probes.jsonl; one line a probe is added")
+    out: str = Field(description="folder of probes.jsonl: a line a probe, in the place of the same command's before")
     train_split: str = Field("train", description="split whose labels are used")
     test_split: str = Field("test", description="split to evaluate, every image once")
     vit: VitConfig = Field(VitConfig(), description="for backbone=scratch alone; a backbone file carries its own")
     image_size: tuple[int, int] | None = Field(None, description="height and width, pixels; null: the backbone's own")
+    crop_fraction: Share | None = Field(
+        None, description="share of the side that the view keeps; null: the backbone's own, 0.875 of ours"
+    )
     seed: int = Field(0, ge=0, description="seed of scratch weights and of the held-out images")
     batch: int = Field(256, gt=0, description="images of a process at once; changes no result but its last digits")
     stream: StreamConfig = StreamConfig()
@@ -64,7 +68,7 @@ class ProbeResult:
 
 
 def probe(settings: ProbeConfig) -> list[ProbeResult]:
-    """Measure every probe on every kind of feature; append the results to OUT/probes.jsonl.
+    """Measure every probe on every kind of feature; write the results to OUT/probes.jsonl.
 
     All processes compute features; then the first goes on alone and the others get an empty list. Raises
     ``CheckpointError`` for a backbone that is not one, ``DataError`` for shards with too few labels, ``ConfigError``
@@ -74,6 +78,7 @@ def probe(settings: ProbeConfig) -> list[ProbeResult]:
     check_labels(read_labels(train), len(train.classes or ()), settings)
     num_classes = len(train.classes or ())
     frozen = open_frozen(_as_transfer(settings))
+    frozen = replace(frozen, crop_fraction=settings.crop_fraction or frozen.crop_fraction)
     accelerator = open_accelerator("fp32")
     path = results_file(settings.out, "probes.jsonl")
     fitted, tested = (
@@ -92,7 +97,7 @@ def probe(settings: ProbeConfig) -> list[ProbeResult]:
             **result,
         )
         results.append(named)
-        _append(path, {**asdict(named), "settings": dump(settings)})
+        _record(path, {**asdict(named), "settings": dump(settings)})
     return results
 
 
@@ -166,6 +171,9 @@ def run_probes(
                 began = time.perf_counter()
 
 
+_FREE = {"out", "stream", "batch"}  # settings that change no result
+
+
 class _Data(NamedTuple):
     train: NDArray[np.float32]
     labels: Ints
@@ -216,6 +224,29 @@ def _cell(result: ProbeResult) -> str:
     return f"{result.top1:.2f} (sd {result.sd:.2f} of {len(result.top1_by_seed)} seeds)"
 
 
-def _append(path: Path, line: dict[str, Any]) -> None:
+def _record(path: Path, line: dict[str, Any]) -> None:
+    """Write a line, in the place of the one that the same command left before, and of half a line of a killed one."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    kept = [old for old in lines if _is_whole(old) and _identity(json.loads(old)) != _identity(line)]
+    if len(kept) < len(lines):
+        temporary = path.with_name(f"{path.name}.writing")
+        temporary.write_text("".join(kept))
+        temporary.replace(path)
     with path.open("a") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def _is_whole(line: str) -> bool:
+    try:
+        return line.endswith("\n") and "settings" in json.loads(line)
+    except ValueError:
+        return False
+
+
+def _identity(line: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what is the same in two lines of the same command, wherever its folder is and however it was carried out.
+
+    As JSON has it.
+    """
+    settings = {name: value for name, value in line["settings"].items() if name not in _FREE}
+    return line["feature"], line["probe"], json.dumps(settings, sort_keys=True)

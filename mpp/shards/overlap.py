@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -44,7 +45,8 @@ Uint64s = npt.NDArray[np.uint64]
 Member = tuple[int, int, int]  # offset, size, crc32
 
 
-class Shared(NamedTuple):
+@dataclass(frozen=True)
+class Shared:
     """How many images of one set are in the other too, and a few of them: what each is called in either set."""
 
     count: int
@@ -113,7 +115,7 @@ def _among(values: Uint64s, distinct: Uint64s) -> npt.NDArray[np.bool_]:
     if not len(distinct):
         return np.zeros(len(values), np.bool_)
     places = np.minimum(np.searchsorted(distinct, values), len(distinct) - 1)
-    return distinct[places] == values
+    return np.asarray(distinct[places] == values, np.bool_)
 
 
 def _size_and_crc(shards: ShardSet, shard: ShardRecord) -> Uint64s:

@@ -185,10 +185,10 @@ def test_a_run_without_labels_is_probed_on_a_set_that_has_them(
     tree: Tree, bare_tiny_shards: Path, tmp_path: Path
 ) -> None:
     bare = {**tree, "shards": str(bare_tiny_shards), "steps": 1, "ema": None}
-    with pytest.raises(DataError, match="probes: .*the split train carries no labels"):
+    with pytest.raises(DataError, match=r"probes: .*the split train carries no labels"):
         run(bare, tmp_path / "run")
     mixed = {**bare, "shards": [str(bare_tiny_shards), tree["shards"]]}
-    with pytest.raises(ConfigError, match="probe.shards: the run is trained on a mixture"):
+    with pytest.raises(ConfigError, match=r"probe\.shards: the run is trained on a mixture"):
         run(mixed, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert list(probed(run(mixed, tmp_path / "run", probe={"shards": tree["shards"]}))) == [0, 1]
