@@ -15,7 +15,13 @@ def run(argv: Sequence[str]) -> None:
     from mpp.training.pretraining import pretrain
     from mpp.training.recipe import PretrainConfig
 
-    pretrain(parse(PretrainConfig, argv, prog="mpp pretrain", about=ABOUT))
+    settings = parse(PretrainConfig, argv, prog="mpp pretrain", about=ABOUT)
+    if settings.probe.every is None:
+        pretrain(settings)
+    else:
+        from mpp.evaluation.live import open_live_probe
+
+        pretrain(settings, open_live_probe)
     leave_together()
 
 

@@ -24,6 +24,7 @@ CLASSES = {
     "corpus": ("mpp.shards.layout:ShardOptions", {"source": "images", "out": "shards"}),
     "pretrain": ("mpp.training.pretraining:PretrainConfig", {"shards": "shards", "out": "run"}),
     "transfer": ("mpp.evaluation.finetune:TransferConfig", {"backbone": "run", "shards": "shards", "out": "results"}),
+    "probe": ("mpp.evaluation.probing:ProbeConfig", {"backbone": "run", "shards": "shards", "out": "results"}),
     "compare": ("mpp.evaluation.plan:CompareConfig", {"shards": "shards", "out": "comparison"}),
 }
 

@@ -34,6 +34,7 @@ def test_an_override_wins_over_the_file_and_the_run_leaves_a_backbone(words: lis
         (["task.target.kind=downsized", "task.target.side=4"], 2, "side 4 does not divide the patch size"),
         (["shards=missing"], 3, "no shards here"),
         (["split=val"], 3, "no split 'val', it has test, train"),
+        (["probe.every=1", "probe.images=29"], 3, "fix: probe.images=30"),
         (["global_batch=61"], 3, "60 samples do not fill one global batch of 61"),
     ],
 )
@@ -43,6 +44,12 @@ def test_bad_input_is_one_message_with_its_exit_code_and_no_folder(
     assert main([*words, *wrong]) == code
     assert_one_message(capfd.readouterr().err, message)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_probed_where_that_is_asked_for(words: list[str], tmp_path: Path) -> None:
+    assert main([*words, "probe.every=1", "probe.shots=[5]", "probe.probes=[fewshot]"]) == 0
+    lines = [line for line in read_metrics(tmp_path / "run") if "probe/few-shot 5/patch_mean" in line]
+    assert [line["step"] for line in lines] == [0, 1, 2]
 
 
 def test_classification_needs_labels(

@@ -4,7 +4,7 @@ Shapes: N samples of the split, D width.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,15 +36,25 @@ class Features:
 
 
 def extract(
-    frozen: FrozenBackbone, shards: ShardSet, accelerator: Accelerator, *, batch: int, stream: StreamConfig
+    frozen: FrozenBackbone,
+    shards: ShardSet,
+    accelerator: Accelerator,
+    *,
+    batch: int,
+    stream: StreamConfig,
+    subset: Ints | None = None,
+    check: Callable[[], None] | None = None,
 ) -> Features:
-    """Return the features of the evaluation views of a labelled split, the same in every process.
+    """Return the features of the evaluation views of a labelled split, or of a ``subset`` of its ids, in every process.
 
     The network computes in fp32 whatever trains it: a probe's solution feels the third digit of its features.
+    ``check``, called after every batch, by all processes equally often, may end it by raising; then nothing is shown.
     Raises ``DataError`` for a sample that cannot be used, ``NumericsError`` for features that are not finite.
     """
-    rows: Iterator[Rows] = _rows(frozen, shards, accelerator, batch, stream)
-    if accelerator.is_main_process:
+    rows: Iterator[Rows] = _rows(frozen, shards, accelerator, batch, stream, subset)
+    if check is not None:
+        rows = _checked(rows, check)
+    elif accelerator.is_main_process:
         console = Console(file=sys.stderr)
         title = f"features of {shards.split}"
         rows = shown(rows, lambda found: len(found[2]), total=shards.samples, title=title, console=console)
@@ -57,9 +67,20 @@ def extract(
     return Features(by_kind, np.concatenate([part[1] for part in parts])[order], ids[order])
 
 
+def _checked(rows: Iterator[Rows], check: Callable[[], None]) -> Iterator[Rows]:
+    for some in rows:
+        yield some
+        check()
+
+
 @torch.no_grad()
 def _rows(
-    frozen: FrozenBackbone, shards: ShardSet, accelerator: Accelerator, batch: int, stream: StreamConfig
+    frozen: FrozenBackbone,
+    shards: ShardSet,
+    accelerator: Accelerator,
+    batch: int,
+    stream: StreamConfig,
+    subset: Ints | None,
 ) -> Iterator[Rows]:
     """Yield features, labels and ids of the batches of all processes together, without padding."""
     network = frozen.network.to(accelerator.device)
@@ -70,6 +91,7 @@ def _rows(
         batch=batch,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
+        subset=subset,
         settings=stream,
     )
     for images, labels, ids, _ in OnDevice(batches, accelerator.device):

@@ -17,7 +17,7 @@ from mpp.model.families import VitConfig
 from mpp.stream.views import ViewConfig
 from mpp.training.backbone import load_backbone
 
-CLASS_TOKEN, PATCH_MEAN = "class_token", "patch_mean"
+CLASS_TOKEN, PATCH_MEAN, ATTENTION_POOL = "class_token", "patch_mean", "attention_pool"
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,14 @@ def open_frozen(settings: TransferConfig) -> FrozenBackbone:
         torch.manual_seed(settings.seed)
         vit = load_vit(settings, backbone)
         origin = SCRATCH if backbone is None else backbone.origin
-        frozen = FrozenBackbone(_Ours(vit), vit.settings.image_size, ViewConfig().crop_fraction, origin)
+        frozen = FrozenBackbone(OwnFeatures(vit), vit.settings.image_size, ViewConfig().crop_fraction, origin)
     frozen.network.eval().requires_grad_(False)
     return frozen
 
 
-class _Ours(nn.Module):
+class OwnFeatures(nn.Module):
+    """Features [B, D] by kind of one of our networks."""
+
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
@@ -63,6 +65,8 @@ class _Ours(nn.Module):
     def forward(self, images_BCHW: Tensor) -> dict[str, Tensor]:
         features = self.encoder(images_BCHW)
         kinds = {} if features.class_token_BD is None else {CLASS_TOKEN: features.class_token_BD}
+        if self.encoder.settings.pool == "map":
+            kinds[ATTENTION_POOL] = self.encoder.pooled(features)
         return {**kinds, PATCH_MEAN: features.patches_BND.mean(dim=1)}
 
 
@@ -86,7 +90,10 @@ class _Timm(nn.Module):
         if getattr(timm_model, "cls_token", None) is not None:
             kinds = {CLASS_TOKEN: tokens[:, 0], **kinds}
         norm = getattr(timm_model, "fc_norm", None)  # of networks whose final norm comes after pooling
-        return kinds if norm is None else {kind: norm(feature) for kind, feature in kinds.items()}
+        kinds = kinds if norm is None else {kind: norm(feature) for kind, feature in kinds.items()}
+        if getattr(timm_model, "attn_pool", None) is not None:
+            kinds = {ATTENTION_POOL: timm_model.forward_head(tokens, pre_logits=True), **kinds}
+        return kinds
 
 
 def _open_timm(source: TimmSource, image_size: tuple[int, int] | None) -> FrozenBackbone:

@@ -19,6 +19,7 @@ from mpp.disk import disk_errors, fsync_path
 from mpp.errors import ConfigError, DataError
 from mpp.evaluation.choosing import Choice
 from mpp.evaluation.finetune import Finetuning
+from mpp.evaluation.live import open_live_probe
 from mpp.evaluation.plan import CompareConfig, Part, Plan, make_plan
 from mpp.plain_yaml import read_yaml
 from mpp.shards.engines import run_tasks
@@ -70,7 +71,7 @@ def run_part(plan: Plan, part: Part, *, is_main: bool = True) -> None:
     if is_main:
         say(f"comparison: {part.name}")
     if part.stage == "pretrain":
-        pretrain(plan.pretraining(arm, part.seed))
+        pretrain(plan.pretraining(arm, part.seed), open_live_probe)
         record: Record = _pretraining_cost(plan, part)
     else:
         job = Finetuning(plan.transfer(arm, part.labels, part.seed))

@@ -3,9 +3,9 @@
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,30 +25,9 @@ from mpp.model.vit import VitConfig
 from mpp.shards.shardset import ShardSet
 from mpp.stream.loader import StreamConfig
 from mpp.stream.order import Ints
+from mpp.stream.views import Share
 from mpp.training.devices import leave_together, open_accelerator
-
-Probe = Literal["fewshot", "knn", "linear"]
-
-
-@config
-class ProbeRecipe:
-    """Which probes; the defaults are big_vision's few-shot, DINO's neighbours and a linear probe."""
-
-    probes: tuple[Probe, ...] = Field(("fewshot", "knn", "linear"), min_length=1, description="what is measured")
-    shots: tuple[Annotated[int, Field(gt=0)], ...] = Field(
-        (1, 5, 10, 25), min_length=1, description="few-shot: labelled images of each class"
-    )
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (0, 1, 2), min_length=1, description="few-shot: seeds of the images drawn"
-    )
-    neighbours: int = Field(20, gt=0, description="kNN: how many training images vote")
-    temperature: float = Field(0.07, gt=0, description="kNN: a vote weighs exp(cosine / temperature)")
-    l2: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0),
-        min_length=1,
-        description="linear: L2 beside the mean cross-entropy, chosen on held-out labels",
-    )
-    held_out: float = Field(0.1, gt=0, lt=1, description="linear: share of each class that the choice is made on")
+from mpp.training.probe_schedule import ProbeRecipe
 
 
 @config
@@ -59,11 +38,14 @@ class ProbeConfig(ProbeRecipe):
         description="run folder of mpp pretrain, a backbone.safetensors, scratch, timm:NAME or timm:NAME@FILE"
     )
     shards: str = Field(description="folder that mpp-shard wrote, with labels")
-    out: str = Field(description="folder of probes.jsonl; one line a probe is added")
+    out: str = Field(description="folder of probes.jsonl: a line a probe, in the place of the same command's before")
     train_split: str = Field("train", description="split whose labels are used")
     test_split: str = Field("test", description="split to evaluate, every image once")
     vit: VitConfig = Field(VitConfig(), description="for backbone=scratch alone; a backbone file carries its own")
     image_size: tuple[int, int] | None = Field(None, description="height and width, pixels; null: the backbone's own")
+    crop_fraction: Share | None = Field(
+        None, description="share of the side that the view keeps; null: the backbone's own, 0.875 of ours"
+    )
     seed: int = Field(0, ge=0, description="seed of scratch weights and of the held-out images")
     batch: int = Field(256, gt=0, description="images of a process at once; changes no result but its last digits")
     stream: StreamConfig = StreamConfig()
@@ -87,15 +69,17 @@ class ProbeResult:
 
 
 def probe(settings: ProbeConfig) -> list[ProbeResult]:
-    """Measure every probe on every kind of feature; append the results to OUT/probes.jsonl.
+    """Measure every probe on every kind of feature; write the results to OUT/probes.jsonl.
 
     All processes compute features; then the first goes on alone and the others get an empty list. Raises
     ``CheckpointError`` for a backbone that is not one, ``DataError`` for shards with too few labels, ``ConfigError``
     where the test split is the train split, ``DiskError`` where OUT cannot be written, all before the first image.
     """
-    train, test = _splits(settings)
+    train, test = open_splits(settings.shards, settings.train_split, settings.test_split)
+    check_labels(read_labels(train), len(train.classes or ()), settings)
     num_classes = len(train.classes or ())
     frozen = open_frozen(_as_transfer(settings))
+    frozen = replace(frozen, crop_fraction=settings.crop_fraction or frozen.crop_fraction)
     accelerator = open_accelerator("fp32")
     path = results_file(settings.out, "probes.jsonl")
     fitted, tested = (
@@ -114,20 +98,18 @@ def probe(settings: ProbeConfig) -> list[ProbeResult]:
             **result,
         )
         results.append(named)
-        _append(path, {**asdict(named), "settings": dump(settings)})
+        _record(path, {**asdict(named), "settings": dump(settings)})
     return results
 
 
-def _splits(settings: ProbeConfig) -> tuple[ShardSet, ShardSet]:
-    """Open train and test; raise for labels that are too few or shared."""
-    if settings.test_split == settings.train_split:
+def open_splits(shards: str, train_split: str, test_split: str) -> tuple[ShardSet, ShardSet]:
+    """Open two labelled splits; raise ``ConfigError`` where they are one, ``DataError`` for one without labels."""
+    if test_split == train_split:
         raise ConfigError(
-            f"test_split is train_split, {settings.test_split!r}: a probe would be tested on what it was fitted to",
+            f"test_split is train_split, {test_split!r}: a probe would be tested on what it was fitted to",
             fix="test_split=test",
         )
-    train, test = (labelled_shards(settings.shards, split) for split in (settings.train_split, settings.test_split))
-    check_labels(read_labels(train), len(train.classes or ()), settings)
-    return train, test
+    return labelled_shards(shards, train_split), labelled_shards(shards, test_split)
 
 
 def _as_transfer(settings: ProbeConfig) -> TransferConfig:
@@ -141,25 +123,28 @@ def _as_transfer(settings: ProbeConfig) -> TransferConfig:
     )
 
 
-def check_labels(labels: Ints, num_classes: int, recipe: ProbeRecipe) -> None:
-    """Raise ``DataError`` where the training labels are too few for a probe that is asked for."""
+def check_labels(labels: Ints, num_classes: int, recipe: ProbeRecipe, prefix: str = "") -> None:
+    """Raise ``DataError`` where the training labels are too few for a probe that is asked for.
+
+    ``prefix`` stands before the keys of the recipe in what is advised.
+    """
     counts = np.bincount(labels, minlength=num_classes)
     least, most = int(counts.min()), max(recipe.shots)
     if "fewshot" in recipe.probes and least < most:
         fitting = [shots for shots in recipe.shots if shots <= least]
         raise DataError(
             f"class {counts.argmin()} has {least} labelled images, {most} shots were asked for",
-            fix=f"shots={fitting}".replace(" ", "") if fitting else "probes=[knn,linear]",
+            fix=prefix + (f"shots={fitting}".replace(" ", "") if fitting else "probes=[knn,linear]"),
         )
     if "knn" in recipe.probes and len(labels) < recipe.neighbours:
         raise DataError(
             f"{len(labels)} training images, {recipe.neighbours} neighbours were asked for",
-            fix=f"neighbours={len(labels)}",
+            fix=f"{prefix}neighbours={len(labels)}",
         )
     if "linear" in recipe.probes and len(recipe.l2) > 1 and (counts == 1).any():
         raise DataError(
             f"class {(counts == 1).argmax()} has one labelled image: none is left beside the held-out one",
-            fix="one value of l2, which needs no choice, or probes=[fewshot,knn]",
+            fix=f"one value of {prefix}l2, which needs no choice, or {prefix}probes=[fewshot,knn]",
         )
 
 
@@ -185,6 +170,9 @@ def run_probes(
                     "seconds": round(time.perf_counter() - began, 3),
                 }
                 began = time.perf_counter()
+
+
+_FREE = {"out", "stream", "batch"}  # settings that change no result
 
 
 class _Data(NamedTuple):
@@ -237,6 +225,29 @@ def _cell(result: ProbeResult) -> str:
     return f"{result.top1:.2f} (sd {result.sd:.2f} of {len(result.top1_by_seed)} seeds)"
 
 
-def _append(path: Path, line: dict[str, Any]) -> None:
+def _record(path: Path, line: dict[str, Any]) -> None:
+    """Write a line, in the place of the one that the same command left before, and of half a line of a killed one."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    kept = [old for old in lines if _is_whole(old) and _identity(json.loads(old)) != _identity(line)]
+    if len(kept) < len(lines):
+        temporary = path.with_name(f"{path.name}.writing")
+        temporary.write_text("".join(kept))
+        temporary.replace(path)
     with path.open("a") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def _is_whole(line: str) -> bool:
+    try:
+        return line.endswith("\n") and "settings" in json.loads(line)
+    except ValueError:
+        return False
+
+
+def _identity(line: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what is the same in two lines of the same command, wherever its folder is and however it was carried out.
+
+    As JSON has it.
+    """
+    settings = {name: value for name, value in line["settings"].items() if name not in _FREE}
+    return line["feature"], line["probe"], json.dumps(settings, sort_keys=True)

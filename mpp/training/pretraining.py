@@ -8,7 +8,7 @@ import json
 from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from mpp.config import dump
 from mpp.errors import Stopped
 from mpp.faults import reach
 from mpp.model.baselines import trivial_baselines
-from mpp.model.encoders import build_encoder
+from mpp.model.encoders import Encoder, build_encoder
 from mpp.model.tasks import ClassificationConfig, MaskedPatchesConfig, build_task
 from mpp.model.vit import Vit
 from mpp.redaction import redact
@@ -35,6 +35,7 @@ from mpp.training.devices import divide_batch, open_accelerator, over_processes,
 from mpp.training.ema import BACKBONE_EMA, open_average
 from mpp.training.guard import Guard, guarded, memory_errors
 from mpp.training.loop import Plan, Trainer, Values
+from mpp.training.monitor import Monitor, OpenProbe, Probe
 from mpp.training.oddities import Oddities
 from mpp.training.optim import build_optimizer, peak_rate
 from mpp.training.progress import Clock, StepProgress, shown_timing
@@ -52,8 +53,8 @@ _BASELINE_IMAGES = 1000  # as many as the published figures were computed on
 _SECONDS_OF_DATA = 30.0  # beyond the stream's own timeout, which can say which shard it was
 
 
-def pretrain(settings: PretrainConfig) -> None:
-    """Run, or continue, the pretraining that ``settings`` describe, to the end.
+def pretrain(settings: PretrainConfig, open_probe: OpenProbe | None = None) -> None:
+    """Run, or continue, the pretraining that ``settings`` describe, to the end; ``open_probe`` probes the network.
 
     Leaves ``backbone.safetensors`` in the run folder. Raises ``ConfigError``, ``DataError``, ``CheckpointError``,
     ``NumericsError``, ``HangError``, ``DiskError`` or ``MemoryLimitError``, and ``Stopped`` after a signal, with a
@@ -62,7 +63,9 @@ def pretrain(settings: PretrainConfig) -> None:
     with StopSignals() as stops:
         shards, task, accelerator = build(settings)
         with guarded(accelerator, stops, settings.timeouts) as guard:
-            _pretrain(settings, shards, task, accelerator, guard)
+            assert open_probe is not None or settings.probe.every is None
+            probe = open_probe(settings, accelerator) if open_probe and settings.probe.every else None
+            _pretrain(settings, shards, task, accelerator, guard, probe)
 
 
 def build(settings: PretrainConfig) -> tuple[Mixture, nn.Module, Accelerator]:
@@ -82,7 +85,12 @@ def build(settings: PretrainConfig) -> tuple[Mixture, nn.Module, Accelerator]:
 
 
 def _pretrain(
-    settings: PretrainConfig, shards: Mixture, task: nn.Module, accelerator: Accelerator, guard: Guard
+    settings: PretrainConfig,
+    shards: Mixture,
+    task: nn.Module,
+    accelerator: Accelerator,
+    guard: Guard,
+    probe: Probe | None,
 ) -> None:
     run: Run | None = None
 
@@ -98,7 +106,7 @@ def _pretrain(
         if finished:
             accelerator.print(f"{settings.out}: finished already")
         else:
-            Pretraining(settings, shards, task, accelerator).to_the_end(run, guard)
+            Pretraining(settings, shards, task, accelerator).to_the_end(run, guard, probe)
         accelerator.print(f"backbone: {Path(settings.out) / BACKBONE}", flush=True)
         outcome = FINISHED
     except Stopped:
@@ -173,8 +181,8 @@ class Pretraining:
         self.trainer = Trainer(self.task, self.optimizer, self.stream, accelerator, self.plan, self.average)
         self.trainer.finite.resume(self.skipped)
 
-    def to_the_end(self, run: Run | None, guard: Guard) -> None:
-        """Train and write the backbone."""
+    def to_the_end(self, run: Run | None, guard: Guard, probe: Probe | None = None) -> None:
+        """Train, with ``probe`` probing the network as it goes, and write the backbone."""
         settings, trainer, shown = self.settings, self.trainer, self.accelerator.is_main_process
         self.run, guard.samples = run, self.samples
         if run is not None:
@@ -188,6 +196,7 @@ class Pretraining:
         )
         trainer.waits_for_data = lambda step: guard.clock.pause("the data", settings.stream.timeout + _SECONDS_OF_DATA)
         trainer.computes = guard.clock.step
+        monitor = self._monitor(probe, run)
         oddities = Oddities(run, settings, self.order, self.accelerator.num_processes, self._save_here)
         with (
             self._reporter(run) as reporter,
@@ -196,18 +205,21 @@ class Pretraining:
             memory_errors(self.micro_batch, lambda: trainer.done, self._newest),
         ):
 
+            def save(step: int, *, last: bool) -> bool:
+                trainer.read_judged(oddities.note)
+                with guard.clock.paused("a save"):
+                    return self._save(step, last=last)
+
             def before_step(step: int) -> None:
-                stop = guard.stop_agreed()
-                if step > self.start and (stop or step % settings.save_every == 0):
-                    trainer.read_judged(oddities.note)
-                    with guard.clock.paused("a save"):
-                        self._save(step, last=stop)
+                stop, saved = guard.stop_agreed(), step == self.start
+                if not saved and (stop or step % settings.save_every == 0):
+                    saved = save(step, last=stop)
+                if not stop:  # probed after the save: a run whose probe fails has lost nothing
+                    stop = probe_stops(step)
+                if stop and not saved:
+                    save(step, last=True)
                 if stop:
-                    raise Stopped(
-                        f"stopped by {guard.stops.received or 'a signal to another process'}, "
-                        + (f"saved at step {step}" if step else "nothing to save yet"),
-                        fix="the same command continues",
-                    )
+                    raise _stopped(guard.stops, step)
                 if step == self.start:
                     clock.start(step)
 
@@ -218,9 +230,27 @@ class Pretraining:
                         reporter.log(step, step * settings.global_batch, values, timing)
                 progress.show(step, {**values, **shown_timing(timing)})
 
+            def probe_stops(step: int) -> bool:
+                seconds, stop = monitor.measure(step, step * settings.global_batch, guard, reporter)
+                clock.leave_out(seconds)
+                return stop
+
             trainer.run(self.start, before_step, on_log, oddities.note)
-        with guard.clock.paused("the last save"):
+            if self.start < settings.steps:
+                save(settings.steps, last=True)
+            if probe_stops(settings.steps):
+                raise _stopped(guard.stops, settings.steps)
+        with guard.clock.paused("the backbone"):
             self._leave()
+
+    def _monitor(self, probe: Probe | None, run: Run | None) -> Monitor:
+        """Return what probes the network, and its average, beyond the step that this process begins at."""
+        networks = {"probe/": cast(Encoder, self.accelerator.unwrap_model(self.task).vit)}
+        if self.average is not None:
+            networks["probe_ema/"] = cast(Encoder, self.average.module.vit)
+        monitor = Monitor(probe, networks, self.settings.probe, steps=self.settings.steps)
+        monitor.resume(self.start, self.accelerator, run)
+        return monitor
 
     def samples(self, step: int) -> str:
         """Name the samples of this process in a step (from 0)."""
@@ -258,11 +288,12 @@ class Pretraining:
         self.skipped = facts.get("skipped", {})
         return step
 
-    def _save(self, step: int, *, last: bool) -> None:
+    def _save(self, step: int, *, last: bool) -> bool:
+        """Save a checkpoint; return whether the disk took it, raise where it is the ``last`` and was not taken."""
         launch = {"world": self.accelerator.num_processes, "strategy": strategy_of(self.accelerator)}
         own = {"step": step, "settings_sha256": settings_hash(self.settings), **launch}
         facts: dict[str, Any] = {**own, **asdict(self.stream.state(step)), "skipped": self.trainer.finite.state()}
-        self.store.save(facts, self._write, last=last)
+        return self.store.save(facts, self._write, last=last)
 
     def _write(self, folder: Path) -> None:
         if self.run is not None:
@@ -278,10 +309,8 @@ class Pretraining:
         self._save(self.trainer.done, last=True)
 
     def _leave(self) -> None:
-        """Save the last step and write the backbone."""
+        """Write the backbone."""
         settings = self.settings
-        if self.start < settings.steps:
-            self._save(settings.steps, last=True)
         make_whole(self.accelerator, self.task)
         if self.run is not None:
             finished = self.accelerator.unwrap_model(self.task)
@@ -295,6 +324,14 @@ class Pretraining:
         settings = self.settings
         budget = f"{settings.steps} steps of {settings.global_batch} images"
         return f"{settings.task.kind}, {budget}, seed {settings.seed}, shards {self.shards.fingerprint[:12]}"
+
+
+def _stopped(stops: StopSignals, step: int) -> Stopped:
+    return Stopped(
+        f"stopped by {stops.received or 'a signal to another process'}, "
+        + (f"saved at step {step}" if step else "nothing to save yet"),
+        fix="the same command continues",
+    )
 
 
 def _note_baselines(run: Run, shards: Mixture, settings: PretrainConfig, stops: StopSignals) -> None:

@@ -77,6 +77,10 @@ class Clock:
         self._step, self._time = step, time.perf_counter()
         self._stall.lap(1.0)
 
+    def leave_out(self, seconds: float) -> None:
+        """Say that so many seconds since the last call went into something else than training."""
+        self._time += seconds
+
     def lap(self, step: int) -> tuple[Figures, Figures]:
         """Return rates since the last call (images a second over all processes, seconds a step, data), and counts."""
         seconds, steps = time.perf_counter() - self._time, step - self._step

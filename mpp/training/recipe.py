@@ -11,6 +11,7 @@ from mpp.stream.views import ViewConfig
 from mpp.training.computing import Compute
 from mpp.training.devices import Precision
 from mpp.training.optim import BASE_BATCH, AdamW, OptimizerConfig, Scaling, Schedule
+from mpp.training.probe_schedule import ProbeSchedule
 from mpp.training.watchdog import Timeouts
 
 
@@ -46,6 +47,7 @@ class PretrainRecipe:
         None, description="experiment tracker of accelerate, or a list: tensorboard, wandb, mlflow, trackio ..."
     )
     timeouts: Timeouts = Timeouts()
+    probe: ProbeSchedule = ProbeSchedule()
     picture_every: int = Field(1000, gt=0, description="steps between pictures, for trackers that show pictures")
 
 

@@ -35,13 +35,17 @@ class Reporter:
         self._every, self._painted = every, start // every
 
     def log(self, step: int, images_seen: int, values: dict[str, float], timing: dict[str, float]) -> None:
+        """Record a log step, and paint a picture where one is due."""
+        self.record(step, images_seen, values, timing)
+        if self._painter is not None and step // self._every > self._painted:
+            self._painted = step // self._every
+            self._trackers.picture("reconstructions", self._painter(), step)
+
+    def record(self, step: int, images_seen: int, values: dict[str, float], timing: dict[str, float]) -> None:
         """Record the values, a function of the settings, and the timing of a step."""
         self._run.record("metrics", {"step": step, "images_seen": images_seen, **values})
         self._run.record("timing", {"step": step, **timing})
         self._trackers.log({**values, **timing}, step)
-        if self._painter is not None and step // self._every > self._painted:
-            self._painted = step // self._every
-            self._trackers.picture("reconstructions", self._painter(), step)
 
     def close(self) -> None:
         """Let the trackers finish."""

@@ -4,6 +4,7 @@ config.yaml        every setting, written before the first step; a run is contin
                    others where `allow_changed` names them, and then the old file stays as config.yaml.1, .2 ...
 environment.json   versions, devices, and the rate at which they multiply matrices
 metrics.jsonl      one line a log step; a function of the settings alone, so equal for equal runs
+                   and, where there are probes, one a probe
 timing.jsonl       the same steps with what the clock said; utilisation is that of this rate
 derived.json       what follows from the settings and the processes: the peak learning rate, the micro-batch ...
 trackers/          what experiment trackers write
@@ -44,6 +45,7 @@ _FREE = {
     "allow_changed",
     "tracker",
     "picture_every",
+    "probe",
     "compute",
     "timeouts",
 }

@@ -11,7 +11,7 @@ import torch
 from mpp.config import resolve
 from mpp.errors import CheckpointError, ConfigError
 from mpp.evaluation.backbones import load_vit
-from mpp.evaluation.frozen import CLASS_TOKEN, PATCH_MEAN, FrozenBackbone, open_frozen
+from mpp.evaluation.frozen import ATTENTION_POOL, CLASS_TOKEN, PATCH_MEAN, FrozenBackbone, _Timm, open_frozen
 from mpp.evaluation.recipe import TransferConfig
 from mpp.training.backbone import load_backbone
 
@@ -83,6 +83,24 @@ def test_a_feature_map_is_averaged_over_its_places(tmp_path: Path, name: str) ->
     found = frozen.network(images)
     assert list(found) == [PATCH_MEAN]
     torch.testing.assert_close(found[PATCH_MEAN], pooled, atol=1e-4, rtol=1e-4)
+
+
+def test_what_attention_pools_is_a_feature_of_its_own(tmp_path: Path, tiny_vit: dict[str, Any]) -> None:
+    frozen = opened("scratch", vit={**tiny_vit, "pool": "map"})
+    images = IMAGES[..., :8, :8]
+    network: Any = frozen.network
+    found = network(images)
+    assert set(found) == {PATCH_MEAN, ATTENTION_POOL}
+    torch.testing.assert_close(found[ATTENTION_POOL], network.encoder.pooled(network.encoder(images)))
+    assert not torch.allclose(found[ATTENTION_POOL], found[PATCH_MEAN], atol=1e-2)
+    name, size = "vit_base_patch16_siglip_224", {"depth": 1, "embed_dim": 32, "num_heads": 2}
+    outside = timm.create_model(name, num_classes=0, **size).eval()
+    features = _Timm(outside, (0.5,) * 3, (0.5,) * 3)
+    large = torch.nn.functional.interpolate(IMAGES.float(), 224).round().to(torch.uint8)
+    with torch.no_grad():
+        found, pooled = features(large), outside((large / 255 - 0.5) / 0.5)
+    assert set(found) == {PATCH_MEAN, ATTENTION_POOL}
+    torch.testing.assert_close(found[ATTENTION_POOL], pooled, atol=1e-4, rtol=1e-4)
 
 
 def test_a_norm_after_pooling_is_kept_and_registers_are_no_patches(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Probing a backbone from shards to lines: every probe on every kind of feature, refusals before the first image."""
 
+import io
 import json
 import subprocess
 import sys
@@ -8,10 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import center_crop, resize
 
 from mpp.config import merge, resolve
 from mpp.errors import ConfigError, DataError, DiskError
 from mpp.evaluation.probing import ProbeConfig, check_labels, probe, table
+from mpp.plain_yaml import read_yaml
+from mpp.stream.views import ViewConfig, eval_view
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -47,10 +53,34 @@ def test_every_probe_of_every_feature_is_one_line(tree: dict[str, Any]) -> None:
     assert results[-1].top1 > 90  # three plain hues
 
 
-def test_the_same_probes_twice_give_the_same_and_another_call_adds_lines(tree: dict[str, Any]) -> None:
-    first, second = (probe(settings(tree, probes=["fewshot", "knn"])) for _ in range(2))
+def test_the_same_command_again_puts_the_same_lines_in_the_place_of_its_own(tree: dict[str, Any]) -> None:
+    path = Path(tree["out"]) / "probes.jsonl"
+    first = probe(settings(tree, probes=["fewshot", "knn"]))
+    others = probe(settings(tree, probes=["knn"], neighbours=3))
+    with path.open("a") as file:
+        file.write('{"feature": "class_token", "pro')  # a killed one's
+    second = probe(settings(tree, probes=["fewshot", "knn"], batch=7, stream={"workers": 0, "threads": 2}))
     assert [result.top1_by_seed for result in first] == [result.top1_by_seed for result in second]
-    assert len((Path(tree["out"]) / "probes.jsonl").read_text().splitlines()) == len(first) + len(second)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["settings"]["neighbours"] for line in lines] == [3] * len(others) + [20] * len(second)
+    assert [line["settings"]["batch"] for line in lines[len(others) :]] == [7] * len(second)
+
+
+def test_few_shot_by_its_config_is_big_visions_protocol() -> None:
+    """The view too: the short side resized to 256, the middle 224 x 224 of that."""
+    asked = read_yaml(ROOT / "configs" / "probe" / "few_shot.yaml")
+    few = resolve(ProbeConfig, {**asked, "backbone": "", "shards": "", "out": ""})
+    assert (few.probes, few.shots, few.seeds) == (("fewshot",), (1, 5, 10, 25), (0, 1, 2))
+    assert few.crop_fraction is not None
+    random = np.random.default_rng(0)
+    for height, width, most in ((400, 500, 0.02), (512, 333, 2.0), (300, 400, 2.0)):  # a box has whole pixels
+        coarse = Image.fromarray(random.integers(0, 256, (9, 11, 3), np.uint8))
+        image = coarse.resize((width, height), Image.Resampling.BICUBIC)
+        stored = io.BytesIO()
+        image.save(stored, "PNG")
+        seen = eval_view(stored.getvalue(), ViewConfig(crop_fraction=few.crop_fraction), (224, 224))
+        expected = center_crop(resize(image, 256, InterpolationMode.BILINEAR), [224, 224])
+        assert np.abs(seen.transpose(1, 2, 0).astype(int) - np.asarray(expected)).mean() < most
 
 
 def test_the_table_has_a_row_a_probe_and_a_column_a_feature(tree: dict[str, Any]) -> None:
