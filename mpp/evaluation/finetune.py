@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from mpp.config import config, dump
 from mpp.errors import CheckpointError, DataError, DiskError, NumericsError
+from mpp.evaluation.labelled import ready
 from mpp.evaluation.labels import choose_labels, labelled_shards, read_labels, split_held_out
+from mpp.evaluation.protocols import LabelledData
 from mpp.model.encoders import Encoder, build_encoder
 from mpp.model.flops import flops_per_image
 from mpp.model.mixing import Mixing
@@ -45,6 +47,9 @@ SCRATCH: Final = "scratch"
 class TransferRecipe:
     """How a backbone is fine-tuned; the same for every backbone that is compared."""
 
+    data: LabelledData | None = Field(
+        None, description="labelled dataset that the shards are written from where they are not there yet"
+    )
     view: ViewConfig = ViewConfig()
     mixing: Mixing = Mixing()
     image_size: tuple[int, int] | None = Field(None, description="height and width, pixels; null: as pretrained")
@@ -77,7 +82,7 @@ class TransferConfig(TransferRecipe):
     backbone: str = Field(
         description="run folder of mpp pretrain, a backbone.safetensors or backbone-ema.safetensors, or scratch"
     )
-    shards: str = Field(description="folder that mpp-shard wrote, with labels")
+    shards: str = Field(description="folder that mpp-shard wrote, with labels; or where data are written to")
     out: str = Field(description="folder of results.jsonl; one line is added")
     train_split: str = Field("train", description="split to fine-tune on")
     test_split: str = Field("test", description="split to evaluate, every image once")
@@ -133,6 +138,7 @@ class Finetuning:
     def __init__(self, settings: TransferConfig) -> None:
         self.settings = settings
         settings.schedule.check(settings.steps)
+        ready(settings.shards, settings.data)
         self.train = labelled_shards(settings.shards, settings.train_split)
         self.test = labelled_shards(settings.shards, settings.test_split)
         self.num_classes = len(self.train.classes or ())

@@ -17,8 +17,10 @@ from mpp.errors import ConfigError, DataError
 from mpp.evaluation.features import Features, extract
 from mpp.evaluation.finetune import TransferConfig, results_file
 from mpp.evaluation.frozen import open_frozen
+from mpp.evaluation.labelled import ready
 from mpp.evaluation.labels import labelled_shards, read_labels
 from mpp.evaluation.probes import fewshot, linear, nearest
+from mpp.evaluation.protocols import LabelledData
 from mpp.evaluation.statistics import summarise
 from mpp.model.vit import VitConfig
 from mpp.shards.shardset import ShardSet
@@ -57,7 +59,10 @@ class ProbeConfig(ProbeRecipe):
     backbone: str = Field(
         description="run folder of mpp pretrain, a backbone.safetensors, scratch, timm:NAME or timm:NAME@FILE"
     )
-    shards: str = Field(description="folder that mpp-shard wrote, with labels")
+    shards: str = Field(description="folder that mpp-shard wrote, with labels; or where data are written to")
+    data: LabelledData | None = Field(
+        None, description="labelled dataset that the shards are written from where they are not there yet"
+    )
     out: str = Field(description="folder of probes.jsonl; one line a probe is added")
     train_split: str = Field("train", description="split whose labels are used")
     test_split: str = Field("test", description="split to evaluate, every image once")
@@ -124,6 +129,7 @@ def _splits(settings: ProbeConfig) -> tuple[ShardSet, ShardSet]:
             f"test_split is train_split, {settings.test_split!r}: a probe would be tested on what it was fitted to",
             fix="test_split=test",
         )
+    ready(settings.shards, settings.data)
     train, test = (labelled_shards(settings.shards, split) for split in (settings.train_split, settings.test_split))
     check_labels(read_labels(train), len(train.classes or ()), settings)
     return train, test
