@@ -1,6 +1,7 @@
 """A labelled dataset by its name: which rows are train and test, what labels them, and whether it is what was meant."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -93,6 +94,11 @@ def _ranges(data: LabelledData, split: str, sizes: Mapping[str, int]) -> tuple[R
         slice_ = f"{only}[:80%]" if split == TRAIN else f"{only}[80%:]"
         fix = f"data.{split}={near[0]}" if near else f"data.{split}='{slice_}', or another of these"
         raise ConfigError(f"{data.source}: no split {strangers[0]!r}, there are {known}", fix=fix)
+    beyond = [(name, end) for part in spec.split("+") for name, end in _ends(part) if end > sizes[name]]
+    if beyond:  # `datasets` would take what there is
+        name, end = beyond[0]
+        what = f"data.{split}={spec}: {name} has {sizes[name]:,} rows, no {end:,}"
+        raise ConfigError(f"{data.source}: {what}", fix=f"data.{split}=..., within {known}")
     try:
         parts = datasets.ReadInstruction.from_spec(spec).to_absolute(dict(sizes))
     except (ValueError, AssertionError) as error:
@@ -105,6 +111,12 @@ def _ranges(data: LabelledData, split: str, sizes: Mapping[str, int]) -> tuple[R
     if not sum(end - first for _, first, end in ranges):
         raise ConfigError(f"data.{split}={spec}: no rows of {known}", fix=f"data.{split}=SPLIT")
     return ranges
+
+
+def _ends(part: str) -> list[tuple[str, int]]:
+    """Return the split of one slice with each number of rows that it names."""
+    name, _, slice_ = part.strip().partition("[")
+    return [(name, int(number)) for number in re.findall(r"(?<![-\d])\d+(?![\d%])", slice_)]
 
 
 def _check_apart(data: LabelledData, rows: Mapping[str, Sequence[Range]]) -> None:

@@ -1,6 +1,8 @@
 """All splits of a dataset by its name on the Hub or its path, through ``datasets``, or one sentence why not."""
 
+import logging
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,9 +37,10 @@ def load_splits(source: str, *, subset: str | None = None, revision: str | None 
     import datasets
 
     try:
-        if path.is_file():
-            return dict(datasets.load_dataset("parquet", data_files=str(path.resolve())))
-        return dict(datasets.load_dataset(str(path.resolve()), subset))
+        with _quiet():
+            if path.is_file():
+                return dict(datasets.load_dataset("parquet", data_files=str(path.resolve())))
+            return dict(datasets.load_dataset(str(path.resolve()), subset))
     except Exception as error:  # a file system and many parsers speak through this one call
         raise DataError(f"{source}: {_fault(files) or _reason(error)}", fix="mend or download it again") from None
 
@@ -47,13 +50,29 @@ def _load_from_hub(source: str, subset: str | None, revision: str | None) -> dic
 
     with offline_without_hub() as answers:
         try:
-            return dict(datasets.load_dataset(source, subset, revision=revision))
+            with _quiet():
+                return dict(datasets.load_dataset(source, subset, revision=revision))
         except Exception as error:  # a network, a file system and many parsers speak through this one call
             if answers:
                 why = f"cannot be loaded from the Hub ({_reason(error)})"
                 raise DataError(f"{source}: {why}", fix="its name, or the path of a local copy") from None
             why = f"no such folder, and the Hub does not answer within {SECONDS:g} s; nor is it cached"
             raise DataError(f"{source}: {why}", fix=LOCAL_COPY) from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave errors to the one message that ends the command, and progress to people at a terminal."""
+    import datasets
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    before = datasets.utils.logging.get_verbosity()
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.utils.logging.set_verbosity(before)
 
 
 @contextmanager

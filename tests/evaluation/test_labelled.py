@@ -3,7 +3,8 @@
 import io
 import json
 import tarfile
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,133 +13,197 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mpp import probe, transfer
 from mpp.config import resolve
+from mpp.errors import ConfigError, DataError, HangError
+from mpp.evaluation import labelled
 from mpp.evaluation.labelled import RECORD, ready
 from mpp.evaluation.protocols import LabelledData
 from mpp.shards.indexing import open_any
+from mpp.shards.options import ShardOptions
+from mpp.shards.sharding import shard_corpus
 from mpp.stream.reader import ShardReader
-from mpp.transfer import main
+from mpp.verify import main as verify
 
 NAMES = ["red", "green", "blue"]
-FAST = ["steps=2", "global_batch=12", "stream.workers=0", "view.crop=pad", "backbone=scratch"]
-FAST += ["vit.name=vit_tiny_patch16_224", "vit.image_size=[8,8]", "vit.patch_size=2", "vit.width=16"]
-FAST += ["vit.depth=1", "vit.heads=2", "vit.pool=mean"]
+CLASSES = datasets.ClassLabel(names=NAMES)
+HUES = [number % 3 for number in range(24)]
+SPLITS = {"train": HUES, "test": HUES[:12]}
+BY_NAME = {split: [NAMES[hue] for hue in hues] for split, hues in SPLITS.items()}
+THREE = {"train": HUES[:15], "validation": HUES[:9], "test": HUES[:12]}
+
+Words = Callable[..., list[str]]
+Build = Callable[..., Path]
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-
-
-def png(number: int) -> bytes:
-    """Return an image of 8 x 8 noisy pixels whose hue is that of class ``number`` % 3."""
-    pixels = np.random.RandomState(number).randint(0, 120, (8, 8, 3)).astype(np.uint8)
-    pixels[..., number % 3] += 100
-    target = io.BytesIO()
-    Image.fromarray(pixels).save(target, "PNG")
-    return target.getvalue()
-
-
-def table(first: int, count: int, label: Any, feature: Any, image: str = "image") -> datasets.Dataset:
-    numbers = range(first, first + count)
-    columns = {image: [{"bytes": png(number), "path": None} for number in numbers]}
-    columns["label"] = [label(number) for number in numbers]
-    return datasets.Dataset.from_dict(columns, features=datasets.Features({image: datasets.Image(), "label": feature}))
-
-
-def write(root: Path, splits: dict[str, tuple[int, int]], label: Any, feature: Any, **more: Any) -> Path:
-    """Write parquet files as they lie on the Hub, of ``splits``: first image and number of images."""
-    (root / "data").mkdir(parents=True, exist_ok=True)
-    for split, (first, count) in splits.items():
-        table(first, count, label, feature, **more).to_parquet(str(root / f"data/{split}-00000-of-00001.parquet"))
-    return root
-
-
-USUAL = {"train": (0, 24), "test": (100, 12)}
-
-
-def class_labels(root: Path) -> Path:
-    return write(root, USUAL, lambda number: number % 3, datasets.ClassLabel(names=NAMES))
-
-
-def plain_numbers(root: Path) -> Path:
-    return write(root, USUAL, lambda number: number % 3, datasets.Value("int64"), image="img")
-
-
-def plain_names(root: Path) -> Path:
-    return write(root, USUAL, lambda number: NAMES[number % 3], datasets.Value("string"))
-
-
-def measured(root: Path) -> Path:
-    return write(root, USUAL, lambda number: 5.0 + number % 3, datasets.Value("float64"))
-
-
-def nested(root: Path) -> Path:
-    return write(root, USUAL, lambda number: {"kind": number % 3}, {"kind": datasets.ClassLabel(names=NAMES)})
-
-
-def three_splits(root: Path) -> Path:
-    splits = {"train": (0, 15), "validation": (15, 9), "test": (100, 12)}
-    return write(root, splits, lambda number: number % 3, datasets.ClassLabel(names=NAMES))
-
-
-def folders(root: Path) -> Path:
-    for split, (first, count) in USUAL.items():
-        for number in range(first, first + count):
-            file = root / split / NAMES[number % 3] / f"{number:03d}.png"
+def folders(root: Path, png: Callable[[int], bytes]) -> Path:
+    for split, hues in SPLITS.items():
+        for number, hue in enumerate(hues):
+            file = root / split / NAMES[hue] / f"{number:03d}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(png(number))
     return root
 
 
-def tars(root: Path) -> Path:
-    """Write shards of others, as those of VTAB's tasks on the Hub."""
-    for split, (first, count) in USUAL.items():
+def tars(root: Path, png: Callable[[int], bytes]) -> Path:
+    """Write shards of others, as VTAB's tasks lie on the Hub."""
+    for split, hues in SPLITS.items():
         (root / split).mkdir(parents=True)
         with tarfile.open(root / split / "0.tar", "w") as tar:
-            for number in range(first, first + count):
-                for kind, data in (("png", png(number)), ("cls", b"%d" % (number % 3))):
+            for number, hue in enumerate(hues):
+                for kind, data in (("png", png(number)), ("cls", b"%d" % hue)):
                     member = tarfile.TarInfo(f"s{number:07d}.{kind}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
     return root
 
 
-LAYOUTS: dict[str, tuple[Callable[[Path], Path], list[str], int]] = {
-    "ClassLabel": (class_labels, [], 24),
-    "numbers": (plain_numbers, [], 24),
-    "names": (plain_names, [], 24),
-    "bins of a measure": (measured, ["data.bins=[5.5,6.5]"], 24),
-    "field of a column": (nested, ["data.label=label.kind"], 24),
-    "slices and a sum": (three_splits, ["data.train='train[:80%]+validation'", "data.test='test[3:]'"], 21),
-    "folders": (folders, [], 24),
-    "tars": (tars, ["data.label=cls"], 24),
-    "a drawn part": (class_labels, ["data.limit=10"], 10),
+LAYOUTS: dict[str, tuple[dict[str, list[Any]] | Any, Any, list[str], tuple[int, int], bool]] = {
+    "ClassLabel": (SPLITS, CLASSES, [], (24, 12), False),
+    "numbers": (SPLITS, datasets.Value("int64"), [], (24, 12), False),
+    "names": (BY_NAME, datasets.Value("string"), [], (24, 12), True),
+    "bins": (
+        {split: [5.0 + hue for hue in hues] for split, hues in SPLITS.items()},
+        datasets.Value("float64"),
+        ["data.bins=[6.0,6.5]"],
+        (24, 12),
+        False,
+    ),
+    "a field of a column": (
+        {split: [{"hue": hue} for hue in hues] for split, hues in SPLITS.items()},
+        {"hue": datasets.Value("int32")},
+        ["data.label=label.hue"],
+        (24, 12),
+        False,
+    ),
+    "slices": (THREE, CLASSES, ["data.train='train[:80%]+validation'", "data.test='test[3:]'"], (21, 9), False),
+    "a drawn part": (SPLITS, CLASSES, ["data.limit=10"], (10, 12), False),
+    "folders": (folders, None, [], (24, 12), True),
+    "tars": (tars, None, ["data.label=cls"], (24, 12), False),
 }
 
 
-def words(source: Path, tmp_path: Path, *more: str) -> list[str]:
-    given = [f"data.source={source}", "data.classes=3", f"shards={tmp_path / 'set'}", f"out={tmp_path / 'out'}"]
-    return [*FAST, *given, *more]
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_becomes_the_same_labelled_shards_and_is_fine_tuned(
-    tmp_path: Path, layout: str, capfd: pytest.CaptureFixture[str]
+def test_every_layout_becomes_labelled_shards_and_is_fine_tuned(
+    parquet: Build, words: Words, png: Callable[[int], bytes], hub_cache: Path, tmp_path: Path, layout: str
 ) -> None:
-    build, more, count = LAYOUTS[layout]
-    assert main(words(build(tmp_path / "source"), tmp_path, *more)) == 0, capfd.readouterr().err
-    for split, expected in (("train", count), ("test", 9 if "sum" in layout else 12)):
+    splits, feature, more, counts, alphabetical = LAYOUTS[layout]
+    source = splits(tmp_path / "source", png) if callable(splits) else parquet(splits, feature)
+    assert transfer.main(words(source, *more)) == 0
+    order = sorted(NAMES) if alphabetical else NAMES
+    for split, count in zip(("train", "test"), counts, strict=True):
         shards = open_any(str(tmp_path / "set"), split)
-        assert shards.samples == expected
+        assert shards.samples == count
         reader = ShardReader(shards)
         for number, label in enumerate(reader.labels().tolist()):
             pixels = np.asarray(Image.open(io.BytesIO(reader.read(number).image)))
-            assert pixels.mean((0, 1)).argmax() == hue(layout, label)
+            assert order[label] == NAMES[int(pixels.mean((0, 1)).argmax())]
     result = json.loads((tmp_path / "out/results.jsonl").read_text())
-    assert result["test_images"] == (9 if "sum" in layout else 12)
+    assert result["test_images"] == counts[1]
+    assert result["settings"]["data"]["source"] == str(source)
 
 
-def hue(layout: str, label: int) -> int:
-    """Return the hue of a class: names that no type orders are in alphabetical order."""
-    return NAMES.index(sorted(NAMES)[label]) if layout in ("names", "folders") else label
+def test_real_cifar_10_as_it_lies_on_the_hub_is_one_line_of_its_protocol(
+    data: Path, words: Words, hub_cache: Path, tmp_path: Path
+) -> None:
+    source = data / "cifar10"
+    if not source.is_dir():
+        pytest.skip(f"no {source}")
+    given = ["data.classes=10", "data.train='train[:300]'", "data.test='test[-200:]'", "vit.image_size=[32,32]"]
+    assert transfer.main(words(source, *given, "vit.patch_size=8")) == 0
+    assert json.loads((tmp_path / "out/results.jsonl").read_text())["test_images"] == 200
+    assert open_any(str(tmp_path / "set"), "test").classes[:2] == ("airplane", "automobile")  # type: ignore[index]
+
+
+def test_a_set_is_written_once_and_its_source_may_go_then(
+    parquet: Build, words: Words, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = parquet(SPLITS, CLASSES)
+    assert transfer.main(words(source)) == 0
+    assert "24" in capfd.readouterr().out
+    stamps = {file: file.stat().st_mtime_ns for file in (tmp_path / "set").rglob("*.tar")}
+    source.rename(tmp_path / "elsewhere")
+    assert transfer.main(words(source, "seed=1")) == 0
+    assert stamps == {file: file.stat().st_mtime_ns for file in (tmp_path / "set").rglob("*.tar")}
+    assert verify([str(tmp_path / "set"), "full=true"]) == 0
+
+
+@pytest.mark.parametrize("change", [{"limit": 6}, {"train": "train[:12]"}, {"source": "another/name"}])
+def test_a_set_of_other_data_is_not_taken_for_this_one(parquet: Build, tmp_path: Path, change: dict[str, Any]) -> None:
+    tree = {"source": str(parquet(SPLITS, CLASSES)), "classes": 3}
+    ready(str(tmp_path / "set"), resolve(LabelledData, tree))
+    name = next(iter(change))
+    with pytest.raises(
+        ConfigError, match=rf"written from other data \({name}: .* there, .*{change[name]}".replace("[:", r"\[:")
+    ):
+        ready(str(tmp_path / "set"), resolve(LabelledData, tree | change))
+
+
+def test_a_killed_writer_is_continued_by_the_same_command(
+    parquet: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = resolve(LabelledData, {"source": str(parquet(SPLITS, CLASSES)), "classes": 3})
+    for step in ("run_shards", "finalize_shards"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(labelled, step, interrupted)
+            ready(str(tmp_path / "set"), settings)
+        with pytest.raises(DataError, match="not finished"):
+            open_any(str(tmp_path / "set"), "train")
+    ready(str(tmp_path / "set"), settings)
+    assert open_any(str(tmp_path / "set"), "train").samples == 24
+
+
+def interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_set_that_mpp_shard_wrote_is_used_as_it_is_unless_its_classes_contradict(
+    words: Words, png: Callable[[int], bytes], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = folders(tmp_path / "source", png)
+    shard_corpus(ShardOptions(source=str(source), out=str(tmp_path / "set"), workers=0))
+    assert transfer.main(words("no/such")) == 0
+    assert "taken as it is, it was not written from no/such" in capfd.readouterr().out
+    assert transfer.main(words("no/such", "data.classes=4")) == 3
+    assert "has 3 classes, data.classes is 4" in capfd.readouterr().err
+
+
+def test_refused_images_are_said_and_too_many_are_an_error_every_time(
+    png: Callable[[int], bytes], hub_cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = folders(tmp_path / "source", png)
+    (source / "test/red/000.png").write_bytes(png(0)[:60])
+    tree = {"source": str(source), "classes": 3}
+    for _ in range(2):
+        with pytest.raises(DataError, match="1 of 36 images were refused"):
+            ready(str(tmp_path / "set"), resolve(LabelledData, tree))
+    capfd.readouterr()
+    ready(str(tmp_path / "set"), resolve(LabelledData, tree | {"max_refused": 0.05}))
+    assert "1 of 36 images were refused when it was written" in capfd.readouterr().out
+
+
+def test_other_processes_wait_for_the_first_to_write_the_set(
+    parquet: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = resolve(LabelledData, {"source": str(parquet(SPLITS, CLASSES)), "classes": 3})
+    monkeypatch.setattr(labelled, "PAUSE", 0.02)
+    monkeypatch.setenv("RANK", "1")
+    with monkeypatch.context() as patch, pytest.raises(HangError, match="not written it within"):
+        patch.setattr(labelled, "PATIENCE", 0.1)
+        ready(str(tmp_path / "set"), settings)
+    assert not (tmp_path / "set").exists()
+    monkeypatch.delenv("RANK")
+    waiting = threading.Thread(target=labelled._wait, args=(str(tmp_path / "set"), settings), daemon=True)
+    waiting.start()
+    waiting.join(0.2)
+    assert waiting.is_alive()
+    ready(str(tmp_path / "set"), settings)
+    waiting.join(60)
+    assert not waiting.is_alive()
+    assert json.loads((tmp_path / "set" / RECORD).read_text())["classes"] == 3
+
+
+def test_probes_take_a_protocol_s_data_too(parquet: Build, tmp_path: Path, words: Words) -> None:
+    given = [word for word in words(parquet(SPLITS, CLASSES)) if word.startswith(("data", "shards", "out", "vit"))]
+    assert probe.main([*given, "backbone=scratch", "probes=[fewshot]", "shots=[1]", "stream.workers=0"]) == 0
+    assert (tmp_path / "out/probes.jsonl").read_text().count('"probe": "few-shot 1"') == 2
