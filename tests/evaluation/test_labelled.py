@@ -18,7 +18,8 @@ from mpp.config import resolve
 from mpp.errors import ConfigError, DataError, HangError
 from mpp.evaluation import labelled
 from mpp.evaluation.labelled import RECORD, ready
-from mpp.evaluation.protocols import LabelledData
+from mpp.evaluation.protocols import LabelledData, open_labelled
+from mpp.plain_yaml import read_yaml
 from mpp.shards.indexing import open_any
 from mpp.shards.options import ShardOptions
 from mpp.shards.sharding import shard_corpus
@@ -101,6 +102,60 @@ def test_every_layout_becomes_labelled_shards_and_is_fine_tuned(
     result = json.loads((tmp_path / "out/results.jsonl").read_text())
     assert result["test_images"] == counts[1]
     assert result["settings"]["data"]["source"] == str(source)
+
+
+PROTOCOLS = Path(__file__).resolve().parents[2] / "configs/transfer"
+NAMED = sorted(str(file.relative_to(PROTOCOLS)) for file in PROTOCOLS.rglob("*.yaml") if "source:" in file.read_text())
+
+
+def as_on_the_hub(root: Path, settings: LabelledData, png: Callable[[int], bytes]) -> Path:
+    """Write a tiny dataset in the layout that a protocol names: tars of others, or parquet files with a ClassLabel."""
+    values = list(range(round(max(settings.bins)) + 2)) if settings.bins else list(range(settings.classes))
+    for split in ("train", "validation", "test"):
+        (root / split).mkdir(parents=True)
+        image = png(("train", "validation", "test").index(split))
+        if settings.label == "cls":
+            with tarfile.open(root / split / "0.tar", "w") as tar:
+                for number, value in enumerate(values):
+                    for kind, data in (("png", image), ("cls", b"%d" % value)):
+                        member = tarfile.TarInfo(f"s{number:07d}.{kind}")
+                        member.size = len(data)
+                        tar.addfile(member, io.BytesIO(data))
+            continue
+        kinds = {"img": datasets.Image(), settings.label: datasets.ClassLabel(num_classes=settings.classes)}
+        rows = {"img": [{"bytes": image, "path": None}] * len(values), settings.label: values}
+        table = datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
+        table.to_parquet(str(root / split / "0000.parquet"))
+    return root
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_every_protocol_reads_a_local_dataset_in_its_layout(
+    png: Callable[[int], bytes], hub_cache: Path, tmp_path: Path, name: str
+) -> None:
+    tree = read_yaml(PROTOCOLS / name)["data"]
+    settings = resolve(LabelledData, tree)
+    source = as_on_the_hub(tmp_path / "source", settings, png)
+    local = {"source": str(source), "limit": settings.classes if settings.limit else None}
+    slices = open_labelled(resolve(LabelledData, tree | local))
+    assert len(slices.names) == settings.classes
+    for split in ("train", "test"):
+        assert np.unique(slices.labels(split)).size <= settings.classes
+    assert np.unique(slices.labels("test")).tolist() == list(range(settings.classes))
+
+
+@pytest.mark.parametrize("name", ["oxford_pets.yaml", "vtab/dsprites_location.yaml"])
+def test_a_protocol_runs_with_a_local_copy_and_fewer_steps(
+    png: Callable[[int], bytes], hub_cache: Path, tmp_path: Path, words: Words, name: str
+) -> None:
+    settings = resolve(LabelledData, read_yaml(PROTOCOLS / name)["data"])
+    source = as_on_the_hub(tmp_path / "source", settings, png)
+    given = [word for word in words(source) if not word.startswith("data.classes")]
+    given += ["image_size=[8,8]", "schedule.warmup_steps=1", "learning_rates=[0.01]"]
+    given += ["data.limit=8"] if settings.limit else []
+    assert transfer.main(["--config", str(PROTOCOLS / name), *given]) == 0
+    result = json.loads((tmp_path / "out/results.jsonl").read_text())
+    assert result["first_loss"] == pytest.approx(np.log(settings.classes), abs=1e-5)
 
 
 def test_real_cifar_10_as_it_lies_on_the_hub_is_one_line_of_its_protocol(
