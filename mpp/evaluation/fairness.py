@@ -31,12 +31,13 @@ def check_leaks(test: ShardSet, train: ShardSet, pretraining: ShardSet, *, label
     places = {train.fingerprint: (train, "fine-tuning", True)}
     places.setdefault(pretraining.fingerprint, (pretraining, "pretraining", labels_used))
     for shards, stage, with_labels in places.values():
-        count, examples = shared_images(test, shards)
+        shared = shared_images(test, shards)
+        count = shared.count
         if not count:
             continue
         share = count / test.samples
         what = f"{count:,} of {test.samples:,} test images ({100 * share:.2g} %) are also among those of {stage}"
-        named = f"{'with' if with_labels else 'without'} labels, such as {', '.join(map(str, examples[:3]))}"
+        named = f"{'with' if with_labels else 'without'} labels, such as {', '.join(theirs for theirs, _ in shared.examples)}"
         if with_labels and share > MOST_LEAKED:
             raise DataError(f"{what}, {named}", fix="mpp-shard with dedupe=exact, which keeps the copy in test")
         warnings.append(f"{what}, {named}")

@@ -21,6 +21,7 @@ from mpp.errors import DataError, DiskError, NumericsError
 from mpp.evaluation.accuracy import Accuracy, Metric, count_hits
 from mpp.evaluation.backbones import SCRATCH, load_vit, open_backbone
 from mpp.evaluation.choosing import Choice, Point, best_of, ends, no_choice
+from mpp.evaluation.labelled import ready
 from mpp.evaluation.labels import check_classes, choose_labels, labelled_shards, read_labels, split_held_out
 from mpp.evaluation.recipe import TransferConfig, TransferRecipe, check_steps
 from mpp.model.encoders import build_encoder
@@ -111,6 +112,7 @@ class Finetuning:
     def __init__(self, settings: TransferConfig) -> None:
         self.settings = settings
         check_steps(settings)
+        ready(settings.shards, settings.data)
         self.train = labelled_shards(settings.shards, settings.train_split)
         self.test = labelled_shards(settings.shards, settings.test_split)
         self.num_classes = len(self.train.classes or ())

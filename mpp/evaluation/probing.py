@@ -17,8 +17,10 @@ from mpp.errors import ConfigError, DataError
 from mpp.evaluation.features import Features, extract
 from mpp.evaluation.finetune import results_file
 from mpp.evaluation.frozen import open_frozen
+from mpp.evaluation.labelled import ready
 from mpp.evaluation.labels import labelled_shards, read_labels
 from mpp.evaluation.probes import fewshot, linear, nearest
+from mpp.evaluation.protocols import LabelledData
 from mpp.evaluation.recipe import TransferConfig
 from mpp.evaluation.statistics import summarise
 from mpp.model.vit import VitConfig
@@ -37,7 +39,10 @@ class ProbeConfig(ProbeRecipe):
     backbone: str = Field(
         description="run folder of mpp pretrain, a backbone.safetensors, scratch, timm:NAME or timm:NAME@FILE"
     )
-    shards: str = Field(description="folder that mpp-shard wrote, with labels")
+    shards: str = Field(description="folder that mpp-shard wrote, with labels; or where data are written to")
+    data: LabelledData | None = Field(
+        None, description="labelled dataset that the shards are written from where they are not there yet"
+    )
     out: str = Field(description="folder of probes.jsonl: a line a probe, in the place of the same command's before")
     train_split: str = Field("train", description="split whose labels are used")
     test_split: str = Field("test", description="split to evaluate, every image once")
@@ -75,6 +80,7 @@ def probe(settings: ProbeConfig) -> list[ProbeResult]:
     ``CheckpointError`` for a backbone that is not one, ``DataError`` for shards with too few labels, ``ConfigError``
     where the test split is the train split, ``DiskError`` where OUT cannot be written, all before the first image.
     """
+    ready(settings.shards, settings.data)
     train, test = open_splits(settings.shards, settings.train_split, settings.test_split)
     check_labels(read_labels(train), len(train.classes or ()), settings)
     num_classes = len(train.classes or ())

@@ -7,6 +7,7 @@ from pydantic import Field
 from mpp.config import config
 from mpp.errors import ConfigError
 from mpp.evaluation.accuracy import Metric
+from mpp.evaluation.protocols import LabelledData
 from mpp.model.families import VitConfig
 from mpp.model.mixing import Mixing
 from mpp.model.vit import Interpolation
@@ -21,6 +22,9 @@ from mpp.training.optim import OptimizerConfig, Schedule, Sgd
 class TransferRecipe:
     """How a backbone is fine-tuned; the same for every backbone that is compared."""
 
+    data: LabelledData | None = Field(
+        None, description="labelled dataset that the shards are written from where they are not there yet"
+    )
     view: ViewConfig = ViewConfig()
     mixing: Mixing = Mixing()
     image_size: tuple[int, int] | None = Field(None, description="height and width, pixels; null: as pretrained")
@@ -67,7 +71,7 @@ class TransferConfig(TransferRecipe):
         description="run folder of mpp pretrain, a backbone.safetensors or backbone-ema.safetensors, scratch, or a "
         "network of timm: timm:NAME with its own weights, timm:NAME@FILE with those of a file"
     )
-    shards: str = Field(description="folder that mpp-shard wrote, with labels")
+    shards: str = Field(description="folder that mpp-shard wrote, with labels; or where data are written to")
     out: str = Field(description="folder of results.jsonl; one line is added")
     train_split: str = Field("train", description="split to fine-tune on")
     test_split: str = Field("test", description="split to evaluate, every image once")

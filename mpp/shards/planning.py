@@ -29,16 +29,17 @@ SPOOL = f"{RECORDS}/spool"  # what can be read only once, or only from its begin
 FRESH = f"{FOLDER}.new"  # a listing that is not known yet to be the one this set was begun with
 
 
-def plan(options: PlanOptions, console: Console) -> Layout:
+def plan(options: PlanOptions, console: Console, opened: Sequence[Source] = ()) -> Layout:
     """List the sources of ``options`` and write the layout into OUT, or find there the same one.
 
+    Sources that are ``opened`` already are taken in their place.
     Raises ``ConfigError`` for sources or an output folder that cannot be used and for an OUT that was begun with
     something else, ``DataError`` for sources without images, ``DiskError`` without room.
     """
     output = open_output(options.out, options.work)
     _check_output(output)
     with disk_errors(output.work), _alone(output.work):
-        sources = _find_sources(options, output.work / SPOOL)
+        sources = opened or _find_sources(options, output.work / SPOOL)
         _check_places(options, sources)
         fresh = _list(output.work, sources, options)
         now = _layout(options, fresh)

@@ -17,19 +17,20 @@ from mpp.sources.archives import Archives, open_archives
 from mpp.sources.entries import Entry
 from mpp.sources.files import is_image, printable, walk
 from mpp.sources.folders import Folder
+from mpp.sources.hub import HUB_NAME
 from mpp.sources.labels import find_labels
 from mpp.sources.manifests import Manifest, open_manifest, spool_list
 from mpp.sources.mappings import MAPPINGS
 from mpp.sources.nested import ARCHIVES, NOT_READ, is_archive
 from mpp.sources.remote import redact, scheme_of
 from mpp.sources.rows import PATHS, TABLES
+from mpp.sources.slices import Slices
 from mpp.sources.splits import DEFAULT, only_word, split_name
 from mpp.sources.tables import Dataset, open_dataset
 
 OneCorpus = Folder | Dataset | Archives | Manifest
 IMAGES, PARQUET, ARCHIVED, UNREAD = "images", "parquet files", "archives", "other archives"
 KNOWN = f"a folder, an archive ({' '.join(ARCHIVES)}), a manifest ({' '.join(TABLES)}) or a list (.yaml)"
-HUB_NAME = r"\w[\w.-]*/\w[\w.-]*"
 STANDARD_INPUT = "-"
 
 
@@ -65,7 +66,7 @@ class OneSplit:
         return self.corpus.read(own.decode(), rest)
 
 
-AnyCorpus = Annotated[OneCorpus | OneSplit, Field(discriminator="kind")]
+AnyCorpus = Annotated[OneCorpus | OneSplit | Slices, Field(discriminator="kind")]
 
 
 @config

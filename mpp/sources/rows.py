@@ -162,7 +162,8 @@ def _parquet_file(file: Path) -> Any:
     try:
         return pyarrow.parquet.ParquetFile(file)
     except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{file}: cannot be read ({' '.join(str(error).split())[:200]})") from None
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{file}: cannot be read ({reason})", fix="mend it, or download it again") from None
 
 
 def _parquet_rows(file: Path, columns: Sequence[str]) -> Iterator[Row]:

@@ -14,6 +14,7 @@ from mpp.config import config
 from mpp.errors import ConfigError, DataError
 from mpp.sources.entries import UNKNOWN, Entry
 from mpp.sources.files import file_size, printable, read_file
+from mpp.sources.hub import offline_without_hub
 from mpp.sources.rows import LABELS, one_column
 from mpp.sources.splits import DEFAULT, SPLIT_OF, word_split
 
@@ -40,7 +41,7 @@ class Dataset:
             columns = [self._chunks(split, self.image), self._chunks(split, self.label) if self.label else []]
             labels = (_plain(label) for chunk in columns[1] for label in chunk)
             for chunk in columns[0]:
-                for size, path in _sizes_and_paths(chunk):
+                for size, path in sizes_and_paths(chunk):
                     shown = f"{split}[{item}]" + (f" {printable(path)}" if path else "")
                     yield Entry(split, b"%d" % item, shown, size, next(labels, None))
                     item += 1
@@ -85,8 +86,12 @@ class Dataset:
         return {split: (parts, np.cumsum([0] + [len(part) for part in parts])) for split, parts in chunks.items()}
 
     def _chunks(self, split: str, column: str) -> list[Any]:
-        chunks: list[Any] = self._open_tables[split].column(column).chunks
+        chunks: list[Any] = self.column(split, column).chunks
         return chunks
+
+    def column(self, split: str, name: str) -> Any:
+        """Return a column of a split as it lies in Arrow; ``a.b`` is the field b of the column a."""
+        return column_of(self._open_tables[split], name)
 
 
 def open_dataset(
@@ -100,10 +105,8 @@ def open_dataset(
     """
     loaded = _load(source, files, otherwise)
     features = next(iter(loaded.values())).features
-    column = one_column(list(features), (), image, source, "image") or _only(
-        _image_columns(features), "image", features
-    )
-    _check_images(next(iter(loaded.values())), column)
+    column = one_column(list(features), (), image, source, "image") or _only(image_columns(features), "image", features)
+    check_images(next(iter(loaded.values())), column)
     label = _label_column(features, labels, source)
     bare = [] if label is None else [name for name, table in loaded.items() if not _labelled(name, table, label)]
     if len(bare) == len(loaded):
@@ -132,11 +135,21 @@ def _unused(features: Mapping[str, Any], label: str | None, labels: str) -> dict
     return found | {name: "files are split by their names" for name, lower in named.items() if lower == "split"}
 
 
-def _check_images(table: Any, column: str) -> None:
+def column_of(table: Any, name: str) -> Any:
+    """Return the column ``name`` of an Arrow table, or the field b of its column a where the name is a.b."""
+    import pyarrow.compute
+
+    if name in table.column_names:
+        return table.column(name)
+    outer, *inner = name.split(".")
+    return pyarrow.compute.struct_field(table.column(outer), inner)
+
+
+def check_images(table: Any, column: str) -> None:
     """Raise ``ConfigError`` for a column that holds something else than images, such as their URLs."""
     import pyarrow
 
-    kind = table.data.schema.field(column).type
+    kind = column_of(table.data, column).type
     if pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
     if not (pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)):
@@ -153,7 +166,11 @@ def _load(source: str, files: Sequence[str], otherwise: str) -> dict[str, Any]:
         name = os.path.basename(file) if file == source else os.path.relpath(file, source)
         groups.setdefault(word_split(name) or otherwise, []).append(file)
     try:
-        loaded = datasets.load_dataset("parquet", data_files=groups) if files else datasets.load_dataset(source)
+        if files:
+            loaded = datasets.load_dataset("parquet", data_files=groups)
+        else:
+            with offline_without_hub():
+                loaded = datasets.load_dataset(source)
     except Exception as error:  # a network, a file system and many parsers speak through this one call
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         what = "its parquet files cannot be read" if files else "no such folder, and no such dataset on the Hub"
@@ -166,7 +183,7 @@ def _load(source: str, files: Sequence[str], otherwise: str) -> dict[str, Any]:
     return splits
 
 
-def _image_columns(features: Mapping[str, Any]) -> list[str]:
+def image_columns(features: Mapping[str, Any]) -> list[str]:
     """Name the columns of type Image, or else those that are built as such columns are stored."""
     typed = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
     return typed or [name for name, feature in features.items() if isinstance(feature, dict) and "bytes" in feature]
@@ -213,7 +230,7 @@ def _plain(label: Any) -> str | int:
     return printable(value) if isinstance(value, str) else value
 
 
-def _sizes_and_paths(chunk: Any) -> Iterator[tuple[int, str | None]]:
+def sizes_and_paths(chunk: Any) -> Iterator[tuple[int, str | None]]:
     """Yield each image's size in bytes and its path, if any; a row that only names a file has that file's size."""
     import pyarrow
     import pyarrow.compute

@@ -54,6 +54,9 @@ class ViewConfig:
     )
     crop_scale: tuple[Share, Share] = Field((0.08, 1.0), description="range of a random crop's share of the area")
     crop_ratio: tuple[Ratio, Ratio] = Field((3 / 4, 4 / 3), description="range of a random crop's width / height")
+    squash: bool = Field(
+        False, description="evaluation view, and the train views made of it, show all sides: the shape is not kept"
+    )
     flip: bool = Field(True, description="mirror every other train view")
     augment: RandAugment = RandAugment()
     crop_fraction: Share = Field(0.875, description="share of the side that the evaluation view keeps")
@@ -171,8 +174,9 @@ def _middle(pixels: Pixels, settings: ViewConfig, size: tuple[int, int]) -> Pixe
     height, width = pixels.shape[:2]
     if (height, width) == size:
         return pixels
-    scale = settings.crop_fraction * min(height / size[0], width / size[1])
-    box_height, box_width = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    scales = (settings.crop_fraction * height / size[0], settings.crop_fraction * width / size[1])
+    scales = scales if settings.squash else (min(scales), min(scales))
+    box_height, box_width = max(1, round(size[0] * scales[0])), max(1, round(size[1] * scales[1]))
     return _resized(pixels, ((height - box_height) // 2, (width - box_width) // 2, box_height, box_width), size)
 
 

@@ -71,6 +71,14 @@ def test_the_evaluation_view_is_the_middle(make_image: MakeImage) -> None:
     assert np.array_equal(eval_view(png, ViewConfig(crop_fraction=1.0), (30, 30)), whole.numpy())
 
 
+def test_a_squashed_view_shows_all_sides_whatever_the_shape(make_image: MakeImage) -> None:
+    pixels = pillow_pixels(png := make_image(0, (60, 100), "PNG"))
+    whole, half = (ViewConfig(crop_fraction=fraction, squash=True) for fraction in (1.0, 0.5))
+    expected = transforms.resize(torch.from_numpy(pixels), [30, 30], antialias=True)
+    assert np.array_equal(eval_view(png, whole, (30, 30)), expected.numpy())
+    assert np.array_equal(eval_view(png, half, (30, 50)), pixels[:, 15:45, 25:75])
+
+
 def test_a_random_crop_is_torchvisions_resized_crop(make_image: MakeImage) -> None:
     image = make_image(2, (80, 80))
     view = ViewConfig(crop_scale=(0.25, 0.25), crop_ratio=(1.0, 1.0))
