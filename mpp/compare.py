@@ -15,13 +15,13 @@ def run(argv: Sequence[str]) -> None:
 
     from mpp.evaluation.comparison import compare
     from mpp.evaluation.plan import CompareConfig
-    from mpp.report.table import write_report
+    from mpp.report.page import write_report
     from mpp.training.devices import leave_together
 
     settings = parse(CompareConfig, argv, prog="mpp compare", about=ABOUT)
     comparison = compare(settings)
     if PartialState().is_main_process:
-        print(write_report(comparison, settings.out))
+        print(write_report(comparison))
     leave_together()
 
 

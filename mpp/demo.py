@@ -81,7 +81,7 @@ def write_digits(folder: Path) -> None:
 
 
 def _farewell(out: Path) -> None:
-    print(f"\nThe table above is {out / 'comparison' / 'table.md'}, its curves are beside it;")
+    print(f"\nThe table above, its curves and what it cost: {out / 'comparison' / 'report.html'};")
     print(f"what the model predicts is {out / 'reconstructions.png'}.")
     print("\nThe same with your own images, at 32 x 32 pixels to begin with:\n")
     for command in commands(

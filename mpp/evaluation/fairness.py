@@ -37,7 +37,8 @@ def check_leaks(test: ShardSet, train: ShardSet, pretraining: ShardSet, *, label
             continue
         share = count / test.samples
         what = f"{count:,} of {test.samples:,} test images ({100 * share:.2g} %) are also among those of {stage}"
-        named = f"{'with' if with_labels else 'without'} labels, such as {', '.join(theirs for theirs, _ in shared.examples)}"
+        examples = ", ".join(name for name, _ in shared.examples)
+        named = f"{'with' if with_labels else 'without'} labels, such as {examples}"
         if with_labels and share > MOST_LEAKED:
             raise DataError(f"{what}, {named}", fix="mpp-shard with dedupe=exact, which keeps the copy in test")
         warnings.append(f"{what}, {named}")

@@ -23,6 +23,7 @@ from mpp.evaluation.probes import fewshot, linear, nearest
 from mpp.evaluation.protocols import LabelledData
 from mpp.evaluation.recipe import TransferConfig
 from mpp.evaluation.statistics import summarise
+from mpp.evaluation.tables import aligned
 from mpp.model.vit import VitConfig
 from mpp.shards.shardset import ShardSet
 from mpp.stream.loader import StreamConfig
@@ -216,13 +217,7 @@ def table(results: Sequence[ProbeResult]) -> str:
     kinds = list(dict.fromkeys(result.feature for result in results))
     cells = {(result.probe, result.feature): _cell(result) for result in results}
     names = dict.fromkeys(result.probe for result in results)
-    rows = [["top-1 %", *kinds], *([name, *(cells[name, kind] for kind in kinds)] for name in names)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines) + "\n"
+    return aligned(["top-1 %", *kinds], [[name, *(cells[name, kind] for kind in kinds)] for name in names])
 
 
 def _cell(result: ProbeResult) -> str:

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 
 from mpp import __version__
 from mpp.errors import ConfigError, DiskError
 from mpp.report.balance import balance, class_name
 from mpp.report.histograms import Histogram, of_aspects, of_sizes, show_bytes, show_count
+from mpp.report.rendering import template
 from mpp.report.samples import Sample, picture, sample_split, spread
 from mpp.report.tallies import bars, read_reasons, read_tallies
 from mpp.shards.shardset import ShardSet, open_shards, split_names
@@ -61,7 +61,7 @@ def render(root: Path) -> str:
     flat = [sample for group in samples for sample in group]
     tallies = read_tallies(root, {shards.split: shards.samples for shards in sets})
     refused = sum(tally.refused for tally in tallies.values())
-    return _template().render(
+    return template("look.html", count=show_count, bytes=show_bytes, percent=show_percent).render(
         name=printable(root.absolute().name),
         path=printable(str(root.absolute())),
         version=__version__,
@@ -113,18 +113,6 @@ def _open_splits(root: Path) -> list[ShardSet]:
     for shards in sets:
         shards.require_sources()
     return sorted(sets, key=lambda shards: (-shards.samples, shards.split))
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"count": show_count, "bytes": show_bytes, "percent": show_percent}
-    return environment.get_template("look.html")
 
 
 def _sheet(samples: Sequence[Sample], most: int, names: Sequence[str]) -> list[Shown]:

@@ -1,33 +1,54 @@
 """Pictures and curves by matplotlib: reconstructions, training curves, accuracy against the number of labels.
 
-The extension of the path chooses the format, ``.png`` or ``.svg``. Colours are those of Okabe and Ito, which people
-with any colour vision can tell apart.
+The extension of the path chooses the format, ``.png`` or ``.svg``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from mpp.evaluation.comparison import Row
+from mpp.evaluation.verdict import Row
+from mpp.report.drawing import (
+    DASHES,
+    GRAY,
+    HEIGHT,
+    WIDTH,
+    cycle,
+    draw_interval,
+    finish,
+    keep_possible,
+    legible,
+    look_of,
+    new_figure,
+    save,
+)
+from mpp.report.notation import show_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES = ((0, (6, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1.5)), (0, (6, 2, 1, 2, 1, 2)))
 CELL = 1.3  # inches, longer side of an image in the grid
-DODGE = 0.12  # sideways distance of arms, as a share of the distance between label counts
+DODGE = 0.09  # sideways distance of arms, as a share of the distance between label counts
+MOST_POINTS = 800  # of a chart of training curves
+
+Lines = Sequence[Mapping[str, Any]]  # of metrics.jsonl
+
+
+class Panel(NamedTuple):
+    """Training curves that may be held against each other: ``runs`` by arm, and what is reached without learning."""
+
+    title: str
+    runs: Mapping[str, Sequence[Lines]]
+    baselines: Mapping[str, float]
 
 
 def reconstruction_picture(originals: Tensor, corrupted: Tensor, predicted: Tensor, path: Path) -> None:
     """Write a grid of images, one a column: original, corrupted, predicted. All are uint8 [n, 3, H, W], n > 0."""
     count, _, height, width = originals.shape
     cell = CELL / max(height, width)
-    figure = _figure(1.05 + count * width * cell, 0.15 + 3 * height * cell)
+    figure = new_figure(1.05 + count * width * cell, 0.15 + 3 * height * cell)
     grid = figure.subplots(3, count, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.05})
     for title, images, row in zip(
         ("original", "corrupted", "predicted"), (originals, corrupted, predicted), grid, strict=True
@@ -37,79 +58,72 @@ def reconstruction_picture(originals: Tensor, corrupted: Tensor, predicted: Tens
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
         row[0].set_ylabel(title, rotation="horizontal", ha="right", va="center")
-    _save(figure, path)
+    save(figure, path)
 
 
-def training_curves(
-    runs: Mapping[str, Sequence[Mapping[str, Any]]], baselines: Mapping[str, float], path: Path
-) -> None:
-    """Write loss and accuracy against the step, one curve a run, with the trivial baselines as dashed lines.
+def training_curves(panels: Sequence[Panel], arms: Sequence[str], path: Path) -> None:
+    """Write loss and accuracy against the step, two charts a panel, one curve a run, with trivial baselines dashed.
 
-    ``runs`` are lines of ``metrics.jsonl`` by name; a baseline belongs to the panel that its name ends with,
+    ``arms`` are all of the comparison: they give the colours. A baseline belongs to the chart that its name ends with,
     ``..._loss`` (nats, or squared error for pixels) or ``..._accuracy`` as a fraction.
     """
-    figure = _figure(10, 4.2)
-    for axes, quantity, up, scale in zip(
-        figure.subplots(1, 2), ("loss", "accuracy"), ("loss", "accuracy, %"), (1, 100), strict=True
-    ):
-        for (name, lines), color in zip(runs.items(), _cycle(COLORS, len(runs)), strict=True):
-            points = [(line["step"], scale * line[quantity]) for line in lines if quantity in line]
-            if points:
-                axes.plot(*zip(*points, strict=True), color=color, linewidth=1.8, label=name)
-        flat = {name: value for name, value in baselines.items() if name.endswith(f"_{quantity}")}
-        for (name, value), dash in zip(flat.items(), _cycle(DASHES, len(flat)), strict=True):
-            label = name.removesuffix(f"_{quantity}").replace("_", " ")
-            axes.axhline(scale * value, color="#666666", linestyle=dash, linewidth=1.2, label=f"{label} (no learning)")
-        _finish(axes, "step", up)
-    _save(figure, path)
+    names = max(([*panel.runs, *panel.baselines] for panel in panels), key=len)
+    figure = new_figure(2 * WIDTH, len(panels) * (HEIGHT + 0.1 * len(names)))
+    for panel, row in zip(panels, figure.subplots(len(panels), 2, squeeze=False), strict=True):
+        most = MOST_POINTS // sum(map(len, panel.runs.values())) + 2
+        for axes, quantity, up, scale in zip(row, ("loss", "accuracy"), ("loss", "accuracy, %"), (1, 100), strict=True):
+            for arm, runs in panel.runs.items():
+                _draw_runs(axes, arm, look_of(arms, arm)[0], runs, quantity, scale, most)
+            flat = {name: value for name, value in panel.baselines.items() if name.endswith(f"_{quantity}")}
+            for (name, value), dash in zip(flat.items(), cycle(DASHES, len(flat)), strict=True):
+                label = f"{name.removesuffix(f'_{quantity}').replace('_', ' ')} (no learning)"
+                axes.axhline(scale * value, color=GRAY, linestyle=dash, linewidth=1.2, label=label)
+            finish(axes, "step", f"{legible(panel.title)}: {up}")
+    save(figure, path)
 
 
-def label_curve(rows: Sequence[Row], path: Path) -> None:
-    """Write top-1 accuracy against labels per class, one curve an arm, with 95 % intervals where there are seeds."""
-    counts = sorted({row.labels_per_class for row in rows}, key=lambda count: float("inf") if count is None else count)
+def label_curve(rows: Sequence[Row], metric: str, path: Path) -> None:
+    """Write accuracy against labels per class, one curve an arm, with 95 % intervals where there are seeds."""
+    counts = label_counts(rows)
     arms = list(dict.fromkeys(row.arm for row in rows))
-    figure = _figure(5.6, 4.2)
+    figure = new_figure(WIDTH, HEIGHT, arms)
     axes = figure.subplots()
-    for number, (arm, color) in enumerate(zip(arms, _cycle(COLORS, len(arms)), strict=True)):
+    for number, arm in enumerate(arms):
+        color, marker = look_of(arms, arm)
         own = sorted((row for row in rows if row.arm == arm), key=lambda row: counts.index(row.labels_per_class))
         places = [counts.index(row.labels_per_class) + DODGE * (number - (len(arms) - 1) / 2) for row in own]
         means = [row.top1.mean for row in own]
-        axes.plot(places, means, color=color, marker=MARKERS[number % len(MARKERS)], linewidth=1.8, label=arm)
-        for place, top1 in zip(places, (row.top1 for row in own), strict=True):
-            if top1.low is not None and top1.high is not None:
-                axes.plot([place, place], [top1.low, top1.high], color=color, linewidth=1.2, marker="_", markersize=7)
-    axes.set_xticks(range(len(counts)), ["all" if count is None else f"{count:,}" for count in counts])
+        axes.plot(places, means, color=color, marker=marker, markersize=5, linewidth=1.5, label=legible(arm))
+        for place, row in zip(places, own, strict=True):
+            draw_interval(axes, place, row, color)
+    axes.set_xticks(range(len(counts)), [show_labels(count) for count in counts])
     axes.set_xlim(-0.5, len(counts) - 0.5)
-    low, high = axes.get_ylim()
-    axes.set_ylim(max(0, low), min(100, high))  # intervals of few seeds pass the possible
-    _finish(axes, "labelled images per class", "top-1 accuracy, % (95 % interval)")
-    _save(figure, path)
+    keep_possible(axes)
+    finish(axes, "labelled images per class", f"{metric}, % (95 % interval)")
+    save(figure, path)
 
 
-def _figure(width: float, height: float) -> "Figure":
-    """Return a figure of this size in inches, drawn without a display or global state."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
+def label_counts(rows: Sequence[Row]) -> list[int | None]:
+    """Return the numbers of labels per class, few first and all last."""
+    return sorted({row.labels_per_class for row in rows}, key=lambda count: float("inf") if count is None else count)
 
 
-def _finish(axes: "Axes", across: str, up: str) -> None:
-    axes.set(xlabel=across, ylabel=up)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize="small", ncols=2, loc="lower left", bbox_to_anchor=(0, 1))  # on no curve
+def _draw_runs(
+    axes: "Axes", arm: str, color: str, runs: Sequence[Lines], quantity: str, scale: float, most: int
+) -> None:
+    """Draw the runs of an arm in its colour, named once."""
+    label: str | None = legible(arm)
+    for lines in runs:
+        points = list(_points(lines, quantity, scale, most))
+        if points:
+            axes.plot(*zip(*points, strict=True), color=color, linewidth=1.5, label=label)
+            label = None
 
 
-def _save(figure: "Figure", path: Path) -> None:
-    """Write the figure; equal figures give equal bytes."""
-    from matplotlib import rc_context
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with rc_context({"svg.hashsalt": "mpp"}):
-        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
-
-
-def _cycle(values: Sequence[Any], count: int) -> list[Any]:
-    return [values[number % len(values)] for number in range(count)]
+def _points(lines: Lines, quantity: str, scale: float, most: int) -> Iterator[tuple[int, float]]:
+    """Yield (step, value), every n-th and the last, so that a long run is drawn by few of its lines."""
+    own = [line for line in lines if quantity in line]
+    every = -(-len(own) // most)
+    for place, line in enumerate(own):
+        if place % every == 0 or place == len(own) - 1:
+            yield line["step"], scale * line[quantity]

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,29 +126,6 @@ def test_a_damaged_set_is_refused_and_no_page_is_written(evil: Path, tmp_path: P
 )
 def test_what_is_not_quite_nothing_or_all_is_not_shown_as_such(share: float, text: str) -> None:
     assert show_percent(share) == text
-
-
-@pytest.fixture
-def browse(tmp_path: Path) -> Callable[..., tuple[str, str]]:
-    """Return a function that opens a page in Chromium: the page and options to (document, what was logged)."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no chromium here to open the page in (Debian: apt-get install chromium)")
-
-    def open_page(page: Path, *options: str) -> tuple[str, str]:
-        fixed = [
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--enable-logging=stderr",
-            f"--user-data-dir={tmp_path}",
-        ]
-        command = [chromium, *fixed, *options, page.as_uri()]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        assert ended.returncode == 0, ended.stderr
-        return ended.stdout, ended.stderr
-
-    return open_page
 
 
 # Put into a copy of the page: what the browser made of it, as text that --dump-dom returns.
