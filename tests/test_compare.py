@@ -1,5 +1,6 @@
 """``mpp compare`` as a person types it: the table printed and written, one message for bad input."""
 
+import json
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -28,22 +29,25 @@ def words(tiny_shards: Path, tiny_vit: dict[str, Any], tmp_path: Path) -> list[s
 def test_the_table_is_printed_and_written_and_the_same_command_repeats_nothing(
     words: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    out = tmp_path / "out"
     assert main(words) == 0
-    table = (tmp_path / "out" / "table.md").read_text()
-    assert table in capfd.readouterr().out
-    assert [line.split("|")[2].strip() for line in table.splitlines()[2:4]] == ["masked", "scratch"]
-    results = (tmp_path / "out" / "results.jsonl").read_text()
+    printed = [line for line in capfd.readouterr().out.splitlines() if line.startswith("|")]
+    assert [line.split("|")[2].strip() for line in printed[2:]] == ["masked", "scratch"]
+    written = json.loads((out / "report.json").read_text())
+    assert [row["arm"] for row in written["rows"]] == ["masked", "scratch"]
+    assert (out / "report.html").exists() and (out / "report.md").exists()
+    records = {path: path.stat().st_mtime_ns for path in (out / "parts").iterdir()}
     assert main(words) == 0
-    assert table in capfd.readouterr().out
-    assert (tmp_path / "out" / "results.jsonl").read_text() == results
+    assert [line for line in capfd.readouterr().out.splitlines() if line.startswith("|")] == printed
+    assert {path: path.stat().st_mtime_ns for path in (out / "parts").iterdir()} == records
 
 
 @pytest.mark.parametrize(
     ("wrong", "code", "message"),
     [
         (["pretrain.stpes=3"], 2, "did you mean pretrain.steps?"),
-        (["arms=[maksed]"], 2, "arms.0"),
-        (["pretrain.task.kind=classification"], 2, "the masked arm needs masked_patches"),
+        (["arms=[maksed]"], 2, "no arm 'maksed'; known: masked"),
+        (["pretrain.task.kind=classification"], 2, "the arm masked is masked, its task is classification"),
         (["shards=missing"], 3, "no shards here"),
         (["labelled=missing"], 3, "no shards here"),
         (["test_split=val"], 3, "no split 'val'"),

@@ -49,13 +49,11 @@ def test_the_demo_ends_with_masked_pretraining_ahead_of_scratch(tmp_path: Path) 
     )
     assert "YOUR_IMAGES" in done.stdout
     assert (out / "reconstructions.png").stat().st_size > 10_000
-    lines = (out / "comparison" / "table.md").read_text().splitlines()
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    rows = {(row[0], row[1]): row for row in cells if len(row) > 2 and row[0].isdigit()}
-    assert len(rows) == 6
-    for (labels, arm), row in rows.items():
-        top1 = float(row[2].split()[0])
-        scratch = float(rows[labels, "scratch"][2].split()[0])
+    rows = json.loads((out / "comparison" / "report.json").read_text())["rows"]
+    means = {(row["labels_per_class"], row["arm"]): row["top1"]["mean"] for row in rows}
+    assert len(means) == 6
+    for (labels, arm), top1 in means.items():
+        scratch = means[labels, "scratch"]
         assert arm == "scratch" or top1 > scratch + 5, (labels, arm)
 
 
