@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,18 +55,23 @@ def _found(shards: str, data: LabelledData) -> bool:
     if names is not None and len(names) != data.classes:
         what = f"{shown(shards)} has {len(names)} classes, data.classes is {data.classes}"
         raise DataError(what, fix=f"shards=ANOTHER, or data.classes={len(names)}")
-    main = int(os.environ.get("RANK", "0")) == 0
     if record is None:
-        if main:
-            print(f"{shown(shards)}: taken as it is, it was not written from {data.source}", flush=True)
+        _say(f"{shown(shards)}: taken as it is, it was not written from {data.source}")
         return True
     refused, kept = 0, 0
     for split in (TRAIN, TEST):
         for shard in open_shards(shards, split).shards:
             refused, kept = refused + shard.refused, kept + shard.samples
-    if refused and main:
-        print(f"{shown(shards)}: {refused:,} of {refused + kept:,} images were refused when it was written", flush=True)
+    if refused:
+        _say(f"{shown(shards)}: {refused:,} of {refused + kept:,} images were refused when it was written")
     return refused <= data.max_refused * (refused + kept)
+
+
+@lru_cache
+def _say(line: str) -> None:
+    """Print a line, once and by the first process, however many transfers a comparison makes."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(line, flush=True)
 
 
 def _check_same(shards: str, there: Mapping[str, Any], data: LabelledData) -> None:

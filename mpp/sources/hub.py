@@ -32,8 +32,6 @@ def load_splits(source: str, *, subset: str | None = None, revision: str | None 
     if not path.exists():
         return _load_from_hub(source, subset, revision)
     files = [path] if path.is_file() else [path / name for name in walk(str(path)) if name.lower().endswith(".parquet")]
-    for file in files:
-        parquet_schema(file)  # a damaged footer is named at once
     import datasets
 
     try:
@@ -56,7 +54,7 @@ def _load_from_hub(source: str, subset: str | None, revision: str | None) -> dic
             if answers:
                 why = f"cannot be loaded from the Hub ({_reason(error)})"
                 raise DataError(f"{source}: {why}", fix="its name, or the path of a local copy") from None
-            why = f"no such folder, and the Hub does not answer within {SECONDS:g} s; nor is it cached"
+            why = f"no such folder, not in the cache, and offline: the Hub does not answer within {SECONDS:g} s"
             raise DataError(f"{source}: {why}", fix=LOCAL_COPY) from None
 
 

@@ -158,6 +158,15 @@ def test_a_protocol_runs_with_a_local_copy_and_fewer_steps(
     assert result["first_loss"] == pytest.approx(np.log(settings.classes), abs=1e-5)
 
 
+def test_a_class_that_no_row_was_drawn_of_is_said_and_does_not_stop_the_transfer(
+    parquet: Build, words: Words, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert transfer.main(words(parquet(SPLITS, CLASSES), "data.limit=2")) == 0
+    assert "2 of 24 rows are drawn: " in capfd.readouterr().out
+    assert open_any(str(tmp_path / "set"), "train").classes == tuple(NAMES)
+    assert json.loads((tmp_path / "out/results.jsonl").read_text())["first_loss"] == pytest.approx(np.log(3), abs=1e-5)
+
+
 def test_real_cifar_10_as_it_lies_on_the_hub_is_one_line_of_its_protocol(
     data: Path, words: Words, hub_cache: Path, tmp_path: Path
 ) -> None:
@@ -232,7 +241,6 @@ def test_refused_images_are_said_and_too_many_are_an_error_every_time(
     for _ in range(2):
         with pytest.raises(DataError, match="1 of 36 images were refused"):
             ready(str(tmp_path / "set"), resolve(LabelledData, tree))
-    capfd.readouterr()
     ready(str(tmp_path / "set"), resolve(LabelledData, tree | {"max_refused": 0.05}))
     assert "1 of 36 images were refused when it was written" in capfd.readouterr().out
 

@@ -11,7 +11,7 @@ import pytest
 
 from mpp.config import dump, resolve
 from mpp.errors import ConfigError, DataError
-from mpp.sources.tables import Dataset, open_dataset
+from mpp.sources.tables import Dataset, column_of, open_dataset
 
 Jpeg = Callable[[int], bytes]
 
@@ -122,6 +122,13 @@ def test_a_row_that_only_names_a_file_has_that_file_s_bytes(tmp_path: Path, jpeg
     with pytest.raises(FileNotFoundError):
         dataset.read("train", missing.place)
     assert dataset.read("train", empty.place) == b""
+
+
+def test_a_column_with_a_dot_in_its_name_goes_before_a_field() -> None:
+    table = pyarrow.table({"a.b": [1], "a": [{"b": 2, "c": 3}]})
+    assert [column_of(table, name).to_pylist() for name in ("a.b", "a.c", "a")] == [[1], [3], [{"b": 2, "c": 3}]]
+    with pytest.raises(KeyError):
+        column_of(table, "d.b")
 
 
 def test_files_that_are_no_parquet_are_named(tmp_path: Path) -> None:
