@@ -270,6 +270,7 @@ def _settings(cls: type, prefix: str) -> list[tuple[str, str, str, str]]:
         key, default, choices = prefix + name, _default(field), _choices(hints[name])
         text = getattr(field.default, "description", None) or ""
         if len(choices) == 1:
+            rows += [(key, "none, or what follows", "null", text)] if default is None else []
             rows += _settings(choices[0], f"{key}.")
         elif choices:
             rows.append(

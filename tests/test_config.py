@@ -239,6 +239,15 @@ def test_help_of_a_stage_without_positional_words_has_a_plain_usage_line() -> No
     assert describe(Model, prog="mpp m", about="x").startswith("usage: mpp m [--config FILE")
 
 
+def test_help_says_that_a_part_may_be_left_out_whole() -> None:
+    @config
+    class Run:
+        data: Model | None = Field(None, description="what to read")
+
+    page = describe(Run, prog="mpp r", about="x")
+    assert "  data: none, or what follows = null\n      what to read\n  data.width: int = 192" in page
+
+
 def test_merge_leaves_its_arguments_alone() -> None:
     base, over = {"a": {"b": 1}}, {"a": {"c": 2}}
     assert merge(base, over) == {"a": {"b": 1, "c": 2}}

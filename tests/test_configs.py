@@ -10,7 +10,7 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 
 from mpp.config import merge, resolve
-from mpp.evaluation.finetune import TransferConfig
+from mpp.evaluation.recipe import TransferConfig
 from mpp.model.encoders import build_encoder
 from mpp.model.families import VitConfig
 from mpp.model.masking import BlockMask
@@ -126,7 +126,7 @@ def test_every_protocol_fine_tunes_as_the_paper_does() -> None:
         assert settings.data.limit == (1_000 if name in vtab else None), name
         assert settings.optimizer == Sgd(momentum=0.9), name
         assert (settings.global_batch, settings.clip, settings.interpolation) == (512, 1.0, "bilinear"), name
-        assert settings.image_size == (384, 384), name
+        assert (settings.image_size, settings.metric) == ((384, 384), "top1"), name
         assert settings.schedule == Schedule(decay="cosine", warmup_steps=100 if steps == 500 else 500), name
         settings.schedule.check(settings.steps)
 

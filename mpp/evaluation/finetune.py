@@ -117,7 +117,8 @@ class Finetuning:
         self.test = labelled_shards(settings.shards, settings.test_split)
         self.num_classes = len(self.train.classes or ())
         labels = read_labels(self.train)
-        self.notes = check_classes(labels, read_labels(self.test), self.train.classes or ())
+        drawn = settings.data is not None and settings.data.limit is not None
+        self.notes = check_classes(labels, read_labels(self.test), self.train.classes or (), drawn=drawn)
         self.chosen = choose_labels(labels, self.num_classes, settings.labels_per_class, settings.seed)
         self.grid = sorted(set(settings.learning_rates)) or [settings.optimizer.learning_rate]
         self.fitted, self.held_out = self.chosen, self.chosen[:0]

@@ -26,10 +26,11 @@ def read_labels(shards: ShardSet) -> Ints:
     return ShardReader(shards).labels()
 
 
-def check_classes(train: Ints, test: Ints, classes: Sequence[str]) -> tuple[str, ...]:
+def check_classes(train: Ints, test: Ints, classes: Sequence[str], *, drawn: bool = False) -> tuple[str, ...]:
     """Return what a reader must know of classes without images; raise ``DataError`` for what makes no sense.
 
-    That is a label that no class has, a split without images, and a class that is tested but not trained on.
+    That is a label that no class has, a split without images, and a class that is tested but not trained on, unless the
+    train images were ``drawn`` whatever their classes, as in VTAB-1k.
     """
     counts = []
     for name, labels in (("train", train), ("test", test)):
@@ -44,12 +45,14 @@ def check_classes(train: Ints, test: Ints, classes: Sequence[str]) -> tuple[str,
         counts.append(np.bincount(labels, minlength=len(classes)))
     in_train, in_test = (count > 0 for count in counts)
     untrained = np.flatnonzero(in_test & ~in_train)
-    if len(untrained):
+    if len(untrained) and not drawn:
         raise DataError(
             f"{_named(untrained, classes)} in the test split but without an image in the train split",
             fix="train images of every class, or a test split of the trained classes alone",
         )
     notes = []
+    if len(untrained):
+        notes.append(f"{_named(untrained, classes)} not among the train images that were drawn, and tested as the rest")
     untested, unseen = np.flatnonzero(in_train & ~in_test), np.flatnonzero(~in_train & ~in_test)
     if len(untested):
         notes.append(f"{_named(untested, classes)} not in the test split: means over classes leave it out")

@@ -12,6 +12,7 @@ from mpp.errors import ConfigError, DataError
 from mpp.evaluation.arms import Arm, Variant, resolve_arms, with_equal_flops
 from mpp.evaluation.backbones import SCRATCH
 from mpp.evaluation.finetune import Finetuning
+from mpp.evaluation.labelled import ready
 from mpp.evaluation.outside import timm_source
 from mpp.evaluation.recipe import TransferConfig, TransferRecipe
 from mpp.model.families import VitConfig
@@ -158,6 +159,7 @@ def make_plan(settings: CompareConfig) -> Plan:
             fix="the same for both",
         )
     arms = resolve_arms(settings.arms, settings.variants, settings.pretrain)
+    ready(settings.labelled_set, settings.transfer.data)
     shards = open_any(settings.shards, "train")
     arms, notes = _possible(arms, shards)
     num_classes = None if shards.classes is None else len(shards.classes)

@@ -65,6 +65,12 @@ def test_classes_without_images_are_named() -> None:
     )
 
 
+def test_a_class_that_was_not_drawn_to_train_on_is_tested_all_the_same() -> None:
+    assert check_classes(np.array([0, 1]), np.array([0, 1, 2, 3]), CLASSES, drawn=True) == (
+        "2 classes ('eel', 'fly') are not among the train images that were drawn, and tested as the rest",
+    )
+
+
 @pytest.mark.parametrize(
     ("train", "test", "words"),
     [

@@ -1,13 +1,16 @@
 """A plan is a function of the settings: which parts there are; all arms share everything but their backbone."""
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from mpp.config import merge, resolve
 from mpp.evaluation.plan import CompareConfig, Part, make_plan
+from mpp.shards.indexing import open_any
 
 
 @pytest.fixture
@@ -66,6 +69,18 @@ def test_differences_are_to_scratch_or_the_last_arm_or_the_one_that_is_named(tre
     assert against() == "scratch"
     assert against(arms=["masked", "supervised"]) == "supervised"
     assert against(against="masked") == "masked"
+
+
+@pytest.mark.parametrize("place", ["shards", "labelled"])
+def test_a_plan_has_a_protocol_s_set_written_before_its_parts_need_it(
+    tree: dict[str, Any], parquet: Callable[..., Path], tmp_path: Path, place: str
+) -> None:
+    labels = [number % 3 for number in range(18)]
+    source = parquet({"train": labels, "test": labels}, datasets.Value("int64"))
+    changes = {place: str(tmp_path / "set"), "transfer": {"data": {"source": str(source), "classes": 3}}}
+    plan = make_plan(resolve(CompareConfig, merge(tree, changes)))
+    assert plan.num_classes == 3
+    assert open_any(str(tmp_path / "set"), "test").samples == 18
 
 
 def test_the_name_of_a_part_says_what_it_is() -> None:

@@ -150,6 +150,7 @@ CASES: dict[str, Case] = {
         ["3 rows of train are in data.train=test+train[:75%] and in data.test=train[50%:]"],
     ),
     "more drawn than there are": (SPLITS, CLASSES, ["data.limit=13"], 2, ["data.train=train has 12 rows"]),
+    "an unknown setting": (SPLITS, CLASSES, ["data.lable=x"], 2, ["data.lable: unknown key; did you mean data.label?"]),
     "no such source": (SPLITS, CLASSES, ["data.source=./missing"], 2, ["no such folder or file", "OWNER/NAME"]),
 }
 

@@ -20,4 +20,4 @@ def test_every_kind_has_the_methods_of_a_corpus(kind: type, method: str) -> None
 
 def test_every_kind_has_a_name_of_its_own() -> None:
     names = [typing.get_args(typing.get_type_hints(kind)["kind"]) for kind in KINDS]
-    assert len(set(names)) == len(KINDS) == 5
+    assert len(set(names)) == len(KINDS) == 6
