@@ -15,6 +15,9 @@ from torchvision.transforms.functional import center_crop, resize
 
 from mpp.config import merge, resolve
 from mpp.errors import ConfigError, DataError, DiskError
+from mpp.evaluation import probing
+from mpp.evaluation.features import Features, extract
+from mpp.evaluation.frozen import FrozenBackbone
 from mpp.evaluation.probing import ProbeConfig, check_labels, probe, table
 from mpp.plain_yaml import read_yaml
 from mpp.stream.views import ViewConfig, eval_view
@@ -64,6 +67,21 @@ def test_the_same_command_again_puts_the_same_lines_in_the_place_of_its_own(tree
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["settings"]["neighbours"] for line in lines] == [3] * len(others) + [20] * len(second)
     assert [line["settings"]["batch"] for line in lines[len(others) :]] == [7] * len(second)
+
+
+@pytest.mark.parametrize("given", [None, 0.5])
+def test_the_share_that_the_view_keeps_is_the_backbones_own_or_the_one_given(
+    tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch, given: float | None
+) -> None:
+    seen: list[float] = []
+
+    def noted(frozen: FrozenBackbone, *words: Any, **named: Any) -> Features:
+        seen.append(frozen.crop_fraction)
+        return extract(frozen, *words, **named)
+
+    monkeypatch.setattr(probing, "extract", noted)
+    probe(settings(tree, probes=["knn"], crop_fraction=given))
+    assert seen == [given or 0.875] * 2
 
 
 def test_few_shot_by_its_config_is_big_visions_protocol() -> None:
