@@ -96,12 +96,13 @@ def test_a_signal_ends_a_transfer_with_one_message_and_no_result(
     before, results = signal.getsignal(signal.SIGTERM), tmp_path / "results" / "results.jsonl"
 
     def stop() -> None:
-        while not results.exists():
+        deadline = time.monotonic() + 120
+        while not results.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.2)  # into the training, whose steps would take hours
         os.kill(os.getpid(), number)
 
-    thread = threading.Thread(target=stop)
+    thread = threading.Thread(target=stop, daemon=True)
     thread.start()
     assert main([*words, "steps=1000000", "stream.workers=1"]) == code
     thread.join()

@@ -22,7 +22,7 @@ from mpp.evaluation.accuracy import Accuracy, Metric, count_hits
 from mpp.evaluation.backbones import SCRATCH, load_vit, open_backbone
 from mpp.evaluation.choosing import Choice, Point, best_of, ends, no_choice
 from mpp.evaluation.labelled import ready
-from mpp.evaluation.labels import check_classes, choose_labels, labelled_shards, read_labels, split_held_out
+from mpp.evaluation.labels import check_classes, choose_labels, open_splits, read_labels, split_held_out
 from mpp.evaluation.recipe import TransferConfig, TransferRecipe, check_steps
 from mpp.model.encoders import build_encoder
 from mpp.model.flops import flops_per_image
@@ -112,9 +112,11 @@ class Finetuning:
     def __init__(self, settings: TransferConfig) -> None:
         self.settings = settings
         check_steps(settings)
+        self.backbone = open_backbone(settings.backbone, settings.vit.pool, settings.image_size)
+        vit = load_vit(settings, self.backbone)
+        self.vit = vit.settings
         ready(settings.shards, settings.data)
-        self.train = labelled_shards(settings.shards, settings.train_split)
-        self.test = labelled_shards(settings.shards, settings.test_split)
+        self.train, self.test = open_splits(settings.shards, settings.train_split, settings.test_split)
         self.num_classes = len(self.train.classes or ())
         labels = read_labels(self.train)
         drawn = settings.data is not None and settings.data.limit is not None
@@ -124,9 +126,6 @@ class Finetuning:
         self.fitted, self.held_out = self.chosen, self.chosen[:0]
         if len(self.grid) > 1 or settings.evaluate_every:
             self.fitted, self.held_out = split_held_out(self.chosen, labels, settings.held_out, settings.seed)
-        self.backbone = open_backbone(settings.backbone, settings.vit.pool, settings.image_size)
-        vit = load_vit(settings, self.backbone)
-        self.vit = vit.settings
         self.accelerator = open_accelerator(settings.precision)
         self.fitting = images_at_once(vit, self.accelerator.device, mixing=settings.mixing)
         for ids in (self.fitted, self.chosen):

@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from mpp.errors import DataError
+from mpp.errors import ConfigError, DataError
 from mpp.shards.hashing import permutation
 from mpp.shards.indexing import open_any
 from mpp.shards.shardset import ShardSet
@@ -18,6 +18,16 @@ def labelled_shards(root: str, split: str) -> ShardSet:
     shards = open_any(root, split)
     shards.require_labels()
     return shards
+
+
+def open_splits(root: str, train_split: str, test_split: str) -> tuple[ShardSet, ShardSet]:
+    """Open two labelled splits; raise ``ConfigError`` where they are one, ``DataError`` for one without labels."""
+    if test_split == train_split:
+        raise ConfigError(
+            f"test_split is train_split, {test_split!r}: a head would be tested on what it was fitted to",
+            fix="test_split=test",
+        )
+    return labelled_shards(root, train_split), labelled_shards(root, test_split)
 
 
 @lru_cache(maxsize=4)

@@ -12,8 +12,8 @@ from torch.func import functional_call
 from mpp.errors import ConfigError, DataError
 from mpp.evaluation.features import extract
 from mpp.evaluation.frozen import FrozenBackbone, OwnFeatures
-from mpp.evaluation.labels import read_labels
-from mpp.evaluation.probing import check_labels, open_splits, run_probes
+from mpp.evaluation.labels import open_splits, read_labels
+from mpp.evaluation.probing import check_labels, run_probes
 from mpp.model.encoders import Encoder
 from mpp.shards.hashing import permutation
 from mpp.shards.shardset import ShardSet

@@ -13,19 +13,18 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from mpp.config import config, dump
-from mpp.errors import ConfigError, DataError
+from mpp.errors import DataError
 from mpp.evaluation.features import Features, extract
 from mpp.evaluation.finetune import results_file
 from mpp.evaluation.frozen import open_frozen
 from mpp.evaluation.labelled import ready
-from mpp.evaluation.labels import labelled_shards, read_labels
+from mpp.evaluation.labels import open_splits, read_labels
 from mpp.evaluation.probes import fewshot, linear, nearest
 from mpp.evaluation.protocols import LabelledData
 from mpp.evaluation.recipe import TransferConfig
 from mpp.evaluation.statistics import summarise
 from mpp.evaluation.tables import aligned
 from mpp.model.vit import VitConfig
-from mpp.shards.shardset import ShardSet
 from mpp.stream.loader import StreamConfig
 from mpp.stream.order import Ints
 from mpp.stream.views import Share
@@ -107,16 +106,6 @@ def probe(settings: ProbeConfig) -> list[ProbeResult]:
         results.append(named)
         _record(path, {**asdict(named), "settings": dump(settings)})
     return results
-
-
-def open_splits(shards: str, train_split: str, test_split: str) -> tuple[ShardSet, ShardSet]:
-    """Open two labelled splits; raise ``ConfigError`` where they are one, ``DataError`` for one without labels."""
-    if test_split == train_split:
-        raise ConfigError(
-            f"test_split is train_split, {test_split!r}: a probe would be tested on what it was fitted to",
-            fix="test_split=test",
-        )
-    return labelled_shards(shards, train_split), labelled_shards(shards, test_split)
 
 
 def _as_transfer(settings: ProbeConfig) -> TransferConfig:

@@ -193,6 +193,7 @@ def test_few_images_are_one_batch_in_even_parts(tree: dict[str, Any]) -> None:
         ({"labels_per_class": 21}, DataError, "labels_per_class=20"),
         ({"labels_per_class": 1, "learning_rates": [0.1, 0.2]}, DataError, "none is left"),
         ({"test_split": "val"}, DataError, "no split 'val'"),
+        ({"test_split": "train"}, ConfigError, "test_split is train_split, 'train'"),
         ({"backbone": "nowhere"}, CheckpointError, "no backbone at nowhere"),
         ({"backbone": __file__}, CheckpointError, "not a backbone that mpp wrote"),
         ({"image_size": [9, 9]}, ConfigError, "patch size"),
