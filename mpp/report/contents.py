@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import yaml
 
@@ -38,6 +38,7 @@ class Contents:
 
 def draw_contents(comparison: Comparison) -> Contents:
     """Draw the pictures into the comparison's folder and return all that a report holds."""
+    comparison = _without_secrets(comparison)
     folder, metric = comparison.folder, name_metric(comparison.metric)
     pictures = {LABEL_CURVE: f"{metric} by labelled images per class, with 95 % intervals over seeds"}
     label_curve(comparison.rows, metric, folder / LABEL_CURVE)
@@ -65,8 +66,21 @@ def draw_contents(comparison: Comparison) -> Contents:
         endings=tuple(endings(trainings)),
         pictures=pictures,
         missing=tuple(missing),
-        settings=yaml.safe_dump(redact(plain(comparison.settings)), sort_keys=False, allow_unicode=True),
+        settings=yaml.safe_dump(plain(comparison.settings), sort_keys=False, allow_unicode=True),
         command=f"mpp compare --config {shlex.quote(str(folder / 'config.yaml'))} out=ANOTHER_FOLDER",
+    )
+
+
+def _without_secrets(comparison: Comparison) -> Comparison:
+    """Return the comparison as it may be shown: names of folders may be addresses with a password."""
+    return replace(
+        comparison,
+        arms=tuple(replace(arm, words=redact(arm.words)) for arm in comparison.arms),
+        data=tuple(replace(facts, path=redact(facts.path)) for facts in comparison.data),
+        warnings=tuple(redact(comparison.warnings)),
+        notes=tuple(redact(comparison.notes)),
+        settings=redact(comparison.settings),
+        environment=redact(comparison.environment),
     )
 
 

@@ -1,7 +1,7 @@
 """Accuracy against what it cost, as figure 5 of the ViT paper: one marker an arm and number of labels."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,8 +56,8 @@ def cost_accuracy(rows: Sequence[Row], metric: str, path: Path) -> None:
         axes.plot([place for _, place in own], means, marker, color=color, markersize=6, label=legible(arm))
     axes.set_xscale("log")
     axes.set_xlim(10**low, 10**high)
-    ticks = list(_ticks(low, high))
-    axes.set_xticks(ticks, [f"{tick:.0e}".replace("e+", "e") for tick in ticks])
+    ticks = _ticks(low, high)
+    axes.set_xticks(list(ticks), list(ticks.values()))
     axes.minorticks_off()
     keep_possible(axes)
     _join(axes, placed)
@@ -80,15 +80,15 @@ def _offsets(known: Sequence[tuple[Row, float]], step: float) -> dict[str, float
     return {arm: place - decades[arm] for arm, place in zip(ordered, moved, strict=True)}
 
 
-def _ticks(low: float, high: float) -> Iterator[float]:
-    """Yield round numbers between 10**low and 10**high: 1, 2, 5, 10 ..., or powers of ten where these are many."""
-    powers = range(math.floor(low), math.ceil(high) + 1)
+def _ticks(low: float, high: float) -> dict[float, str]:
+    """Return round numbers between 10**low and 10**high and how they are written: 1e15, 2e15, 5e15, or powers alone."""
+    inside: dict[float, str] = {}
     for factors in ((1, 2, 5), (1,)):
-        ticks = [factor * 10.0**power for power in powers for factor in factors]
-        inside = [tick for tick in ticks if low <= math.log10(tick) <= high]
+        names = [f"{factor}e{power}" for power in range(math.floor(low), math.ceil(high) + 1) for factor in factors]
+        inside = {float(name): name for name in names if low <= math.log10(float(name)) <= high}
         if len(inside) <= _MOST_TICKS:
             break
-    yield from inside
+    return inside
 
 
 def _join(axes: "Axes", placed: Sequence[tuple[Row, float]]) -> None:

@@ -28,6 +28,7 @@ _LINE = 0.19  # inches of a line of a legend
 _NAME_LENGTH, _NAME_LINES = 46, 2  # characters and lines of a name in a legend; the page has it whole
 _TWO_COLUMNS = 22  # characters up to which names stand in two columns
 FONTS = "DejaVu Sans, Verdana, Arial, sans-serif"  # wide ones first: it is the first that lengths are measured in
+_ROOM = 0.03  # of an axis beyond what is possible
 _PATH = re.compile(r' (?:d|x|y)="[^"]*"')
 _NUMBER = re.compile(r"-?\d+\.\d{2,}")
 
@@ -61,9 +62,10 @@ def draw_interval(axes: "Axes", place: float, row: Row, color: str) -> None:
 
 
 def keep_possible(axes: "Axes") -> None:
-    """Cut the axis of accuracies off at 0 and 100 %: intervals of few seeds pass the possible."""
+    """Cut the axis of accuracies off at about 0 and 100 %: intervals of few seeds pass the possible."""
     low, high = axes.get_ylim()
-    axes.set_ylim(max(0, low), min(100, high))
+    room = _ROOM * (high - low)  # for the markers of those who are there
+    axes.set_ylim(max(-room, low), min(100 + room, high))
 
 
 def finish(axes: "Axes", across: str, up: str) -> None:

@@ -50,8 +50,8 @@ def show_flops(flops: float) -> str:
 
 
 def show_seconds(seconds: float) -> str:
-    """Write seconds: whole ones with commas, small ones with two digits."""
-    return show_count(seconds) if seconds >= 10 else f"{seconds:.2g}"
+    """Write seconds: whole ones with commas, those below 10 with a decimal."""
+    return show_count(seconds) if seconds >= 10 or not seconds else f"{seconds:.1f}"
 
 
 def show_cost(cost: Cost | None) -> tuple[str, str, str]:

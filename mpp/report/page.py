@@ -15,7 +15,6 @@ from markupsafe import Markup
 from mpp import __version__
 from mpp.disk import disk_errors
 from mpp.evaluation.verdict import Comparison, Row
-from mpp.redaction import redact
 from mpp.report import markdown, sheets
 from mpp.report.contents import RECONSTRUCTIONS, Contents, draw_contents
 from mpp.report.inline_svg import inline_svg
@@ -50,7 +49,8 @@ def write_report(comparison: Comparison) -> str:
             temporary = folder / f".{name}.writing"
             temporary.write_text(text, encoding="utf-8")
             os.replace(temporary, folder / name)
-    return f"{markdown.short(comparison, contents.verdict)}\n{folder / PAGE} has the curves, the costs and the rest\n"
+    short = markdown.short(contents.comparison, contents.verdict)
+    return f"{short}\n{folder / PAGE} has the curves, the costs and the rest\n"
 
 
 def render(contents: Contents) -> str:
@@ -76,7 +76,7 @@ def render(contents: Contents) -> str:
         ends=sheets.pretraining_ends(contents.endings),
         arms=sheets.arms(comparison),
         data=sheets.data(comparison),
-        environment=sheets.environment(redact(comparison.environment)),
+        environment=sheets.environment(comparison.environment),
         pictures={
             name: Markup(_embedded(comparison.folder / name, contents.pictures[name])) for name in contents.pictures
         },

@@ -8,7 +8,7 @@ import pytest
 
 from mpp.report.drawing import COLORS, cycle, finish, legible, look_of, new_figure, save
 
-NAMES = ["<b>&amp;", "$x", "_hidden", "猫", 'a "quoted" name', "\x1b[31m", "long-" * 40, ""]
+NAMES = ["<b>&amp;", "$x^2$", "_hidden", "猫", 'a "quoted" name', "\x1b[31m", "long-" * 40, ""]
 
 
 def draw(path: Path, names: list[str]) -> bytes:
