@@ -51,7 +51,7 @@ def test_the_demo_ends_with_masked_pretraining_ahead_of_scratch(tmp_path: Path) 
     assert (out / "reconstructions.png").stat().st_size > 10_000
     rows = json.loads((out / "comparison" / "report.json").read_text())["rows"]
     means = {(row["labels_per_class"], row["arm"]): row["top1"]["mean"] for row in rows}
-    assert len(means) == 6
+    assert len(means) == 12
     for (labels, arm), top1 in means.items():
         scratch = means[labels, "scratch"]
         assert arm == "scratch" or top1 > scratch + 5, (labels, arm)
