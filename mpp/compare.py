@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from mpp.config import parse
 from mpp.errors import exit_code_of
+from mpp.processes import stopped_by_sigterm
 
-ABOUT = """Run what is missing of {masked, supervised, scratch} x seeds x labels per class and print the table:
-mean, 95 % interval, paired difference to scratch. The same command continues a comparison that was cut off."""
+ABOUT = """Run what is missing of arms x seeds x labels per class, print the table and write OUT/report.html, .md, .json:
+mean, 95 % interval, paired difference to scratch, costs. The same command continues a comparison that was cut off."""
 
 
 def run(argv: Sequence[str]) -> None:
@@ -19,10 +20,11 @@ def run(argv: Sequence[str]) -> None:
     from mpp.training.devices import leave_together
 
     settings = parse(CompareConfig, argv, prog="mpp compare", about=ABOUT)
-    comparison = compare(settings)
-    if PartialState().is_main_process:
-        print(write_report(comparison))
-    leave_together()
+    with stopped_by_sigterm():
+        comparison = compare(settings)
+        if PartialState().is_main_process:
+            print(write_report(comparison))
+        leave_together()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,6 +1,8 @@
 """``mpp compare`` as a person types it: the table printed and written, one message for bad input."""
 
 import json
+import os
+import signal
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,8 @@ import pytest
 import yaml
 
 from mpp.compare import main
+from mpp.evaluation.choosing import Choice
+from mpp.evaluation.finetune import Finetuning, TransferResult
 
 
 @pytest.fixture
@@ -59,6 +63,27 @@ def test_bad_input_is_one_message_with_its_exit_code_and_no_folder(
     assert main([*words, *wrong]) == code
     assert_one_message(capfd.readouterr().err, message)
     assert not (tmp_path / "out").exists()
+
+
+def test_sigterm_ends_a_comparison_with_one_message_and_the_same_command_continues(
+    words: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    final = Finetuning.final
+
+    def interrupted(self: Finetuning, choice: Choice) -> TransferResult:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return final(self, choice)
+
+    monkeypatch.setattr(Finetuning, "final", interrupted)
+    assert main(words) == 143
+    error = capfd.readouterr().err
+    assert error.startswith("error: stopped by SIGTERM") and "Traceback" not in error
+    assert (out / "STATUS").read_text() == "interrupted, the same command continues it\n"
+    assert not list((out / "parts").glob("final-*")) and list((out / "parts").glob("pretrain-*"))
+    monkeypatch.undo()
+    assert main(words) == 0
+    assert (out / "STATUS").read_text() == "finished\n"
 
 
 def test_fine_tuning_shards_without_labels_are_refused_before_anything_is_pretrained(
