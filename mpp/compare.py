@@ -6,8 +6,8 @@ from mpp.config import parse
 from mpp.errors import exit_code_of
 from mpp.processes import stopped_by_sigterm
 
-ABOUT = """Run what is missing of arms x seeds x labels per class, print the table and write OUT/report.html, .md, .json:
-mean, 95 % interval, paired difference to scratch, costs. The same command continues a comparison that was cut off."""
+ABOUT = """Run what is missing of arms x seeds x labels per class, print the table and write OUT/report.html, .md and
+.json: mean, 95 % interval, paired difference to scratch, costs. The same command continues one that was cut off."""
 
 
 def run(argv: Sequence[str]) -> None:
