@@ -4,31 +4,26 @@ The same function trains masked patch prediction and supervised classification, 
 task alone. The same call continues a run that was cut off.
 """
 
-import json
 from contextlib import AbstractContextManager, closing
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
 
 from mpp.config import dump
 from mpp.errors import Stopped
-from mpp.faults import reach
-from mpp.model.baselines import trivial_baselines
 from mpp.model.encoders import Encoder, build_encoder
-from mpp.model.tasks import ClassificationConfig, MaskedPatchesConfig, build_task
-from mpp.model.vit import Vit
+from mpp.model.tasks import ClassificationConfig, build_task
 from mpp.redaction import redact
-from mpp.shards.hashing import permutation
-from mpp.stream.loader import TrainStream, evaluation_batches
+from mpp.stream.loader import TrainStream
 from mpp.stream.mixture import Mixture, open_mixture
 from mpp.stream.order import count_steps
 from mpp.stream.state import StreamState
 from mpp.training.backbone import BACKBONE, save_backbone
+from mpp.training.baseline_figures import note_baselines
 from mpp.training.checkpoint import CHECKPOINTS, CheckpointStore, complete_checkpoints, verify
 from mpp.training.computing import images_at_once, set_up
 from mpp.training.devices import divide_batch, open_accelerator, over_processes, prepare
@@ -49,7 +44,6 @@ from mpp.training.together import from_main
 from mpp.training.trackers import check_trackers
 from mpp.training.utilisation import find_ceiling
 
-_BASELINE_IMAGES = 1000  # as many as the published figures were computed on
 _SECONDS_OF_DATA = 30.0  # beyond the stream's own timeout, which can say which shard it was
 
 
@@ -187,7 +181,7 @@ class Pretraining:
         self.run, guard.samples = run, self.samples
         if run is not None:
             run.rewind(self.start)
-            _note_baselines(run, self.shards, settings, guard.stops)
+            note_baselines(run, self.shards, settings, guard.stops)
         ceiling = find_ceiling(settings.task, settings.vit, len(self.shards.classes or ()), self.accelerator.device)
         if run is not None:
             run.note_environment(ceiling._asdict())
@@ -331,32 +325,4 @@ def _stopped(stops: StopSignals, step: int) -> Stopped:
         f"stopped by {stops.received or 'a signal to another process'}, "
         + (f"saved at step {step}" if step else "nothing to save yet"),
         fix="the same command continues",
-    )
-
-
-def _note_baselines(run: Run, shards: Mixture, settings: PretrainConfig, stops: StopSignals) -> None:
-    """Write ``baselines.json``: what a prediction reaches on this corpus without learning; not where asked to stop."""
-    path = run.folder / "baselines.json"
-    if path.exists() or not isinstance(settings.task, MaskedPatchesConfig):
-        return
-    subset = np.sort(permutation(shards.samples, settings.seed)[:_BASELINE_IMAGES])
-    stream = replace(settings.stream, workers=0)  # to start workers takes longer than the images do
-    batches = evaluation_batches(
-        shards, settings.view, settings.vit.image_size, batch=100, subset=subset, replace=True, settings=stream
-    )
-    parts = []
-    for batch in batches:
-        reach("baselines")
-        if stops.received is not None:
-            return
-        parts.append((batch.images[batch.ids >= 0], batch.ids[batch.ids >= 0]))
-    images, ids = (torch.cat(column) for column in zip(*parts, strict=True))
-    bits = getattr(settings.task.target, "bits", 3)
-    with torch.device("meta"):
-        patch = Vit(settings.vit).patch
-    figures = trivial_baselines(images, ids, patch, settings.task.mask, bits, seed=settings.seed)
-    run.write(path.name, json.dumps(figures, indent=1) + "\n")
-    print(
-        "mean colours without learning: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()),
-        flush=True,
     )
