@@ -7,6 +7,7 @@ who runs them, where, how often or in which order.
 
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
@@ -46,13 +47,11 @@ def run_parts(plan: Plan) -> dict[Part, Record]:
         missing = [part for part in parts if read_record(plan, part) is None]
         accelerator.wait_for_everyone()  # all have looked before the first one writes
         if alone and settings.engine is not None:
-            for name in settings.engine.run(_run_alone, [(settings, part) for part in missing]):
-                say(f"done: {name}")
+            _tell(settings.engine.run(_run_alone, [(settings, part) for part in missing]), len(missing))
         elif alone and settings.parallel > 1 and len(missing) > 1:
             threads = max(1, (os.cpu_count() or 1) // settings.parallel)
             tasks = [(settings, part, threads) for part in missing]
-            for name in run_tasks(_run_beside_others, tasks, settings.parallel):
-                say(f"done: {name}")
+            _tell(run_tasks(_run_beside_others, tasks, settings.parallel), len(missing))
         else:
             for part in missing:
                 run_part(plan, part, is_main=accelerator.is_main_process)
@@ -63,6 +62,14 @@ def run_parts(plan: Plan) -> dict[Part, Record]:
                 raise DataError(f"{part.name} was run and left no record", fix="a disk that all nodes share for out=")
             records[part] = record
     return records
+
+
+def _tell(done: Iterator[str], count: int) -> None:
+    """Say which of ``count`` parts of a stage are done as they come, and when the others will be at this pace."""
+    began = time.perf_counter()
+    for number, name in enumerate(done, 1):
+        left = (time.perf_counter() - began) / number * (count - number)
+        say(f"done: {name}, {number} of {count}, left {int(left // 60)}:{int(left % 60):02d}")
 
 
 def run_part(plan: Plan, part: Part, *, is_main: bool = True) -> None:
