@@ -48,6 +48,8 @@ _FREE = {
     "probe",
     "compute",
     "timeouts",
+    "parallel",
+    "engine",
 }
 
 

@@ -228,6 +228,13 @@ def test_another_comparison_in_the_same_folder_is_refused(
         compare(settings(tree, undisturbed[0], transfer={"steps": 4}))
 
 
+def test_a_comparison_may_be_continued_with_more_parts_at_a_time(
+    tree: dict[str, Any], undisturbed: tuple[Path, Comparison]
+) -> None:
+    again = compare(settings(tree, undisturbed[0], parallel=2))
+    assert (again.rows, again.settings_sha256) == (undisturbed[1].rows, undisturbed[1].settings_sha256)
+
+
 def test_other_images_in_the_folder_of_the_shards_are_refused(
     tree: dict[str, Any], undisturbed: tuple[Path, Comparison], tmp_path: Path
 ) -> None:
