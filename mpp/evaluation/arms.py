@@ -22,7 +22,7 @@ from mpp.training.recipe import PretrainRecipe
 from mpp.training.utilisation import task_flops
 
 # What an arm's pretraining may have of its own; a reader is warned of all but the task.
-CHANGEABLE: Final = ("task", "vit", "view", "optimizer", "learning_rate_scaling", "schedule", "clip", "ema")
+CHANGEABLE: Final = ("task", "vit", "view", "optimizer", "learning_rate_scaling", "schedule", "clip")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*", re.IGNORECASE)  # it becomes part of names of files
 
 
@@ -108,11 +108,14 @@ def resolve_arms(
 
 def _resolve(name: str, variant: Masked | Supervised | Scratch | Outside, shared: PretrainRecipe) -> Arm:
     if isinstance(variant, Outside):
+        if variant.source == SCRATCH:
+            raise ConfigError(f"variants.{name}.source: scratch is an arm", fix=f"variants.{name}.kind=scratch")
         return Arm(name, variant.kind, None, variant.source)
     if isinstance(variant, Scratch):
         return Arm(name, variant.kind, None, same_flops=variant.same_flops)
     _check_changes(name, variant)
-    base = shared if isinstance(variant, Masked) else replace(shared, task=ClassificationConfig())
+    is_own = isinstance(variant, Masked) or isinstance(shared.task, ClassificationConfig)
+    base = shared if is_own else replace(shared, task=ClassificationConfig())
     where = f"variants.{name}.changes"
     recipe = resolve(PretrainRecipe, merge(dump(base), variant.changes), where=where, fix="mpp pretrain --help")
     expected = MaskedPatchesConfig if isinstance(variant, Masked) else ClassificationConfig
@@ -147,6 +150,19 @@ def _changed_keys(base: PretrainRecipe, recipe: PretrainRecipe) -> Iterator[str]
     for field in fields(PretrainRecipe):
         if getattr(base, field.name) != getattr(recipe, field.name):
             yield field.name
+
+
+def without_copies(arms: tuple[Arm, ...]) -> tuple[tuple[Arm, ...], list[str]]:
+    """Leave out arms that are another one by another name, as an ablation of the recipe itself; say which."""
+    kept: list[Arm] = []
+    notes = []
+    for arm in arms:
+        twin = next((other for other in kept if replace(other, name=arm.name) == arm), None)
+        if twin is None:
+            kept.append(arm)
+        else:
+            notes.append(f"{arm.name} is {twin.name} by another name, and left out")
+    return tuple(kept), notes
 
 
 def with_equal_flops(arms: tuple[Arm, ...], num_classes: int | None) -> tuple[Arm, ...]:

@@ -4,26 +4,28 @@ Every arm gets the same grid of fine-tuning rates, chosen on held-out labels at 
 of labels. Nothing is repeated that is done: a comparison that was cut off is continued by the same call.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from mpp.config import dump
-from mpp.errors import DataError
+from mpp.errors import DataError, MppError, Stopped
 from mpp.evaluation.arms import Arm, describe
-from mpp.evaluation.backbones import SCRATCH
-from mpp.evaluation.fairness import budget_warnings, check_leaks, result_warnings
-from mpp.evaluation.parts import Record, run_parts
+from mpp.evaluation.backbones import SCRATCH, open_backbone
+from mpp.evaluation.fairness import budget_warnings, check_leaks, evidence_warnings, result_warnings
+from mpp.evaluation.parts import MACHINE, Record, run_parts
 from mpp.evaluation.plan import CompareConfig, Part, Plan, make_plan
 from mpp.evaluation.statistics import holm, paired_difference, summarise
 from mpp.evaluation.verdict import ArmFacts, Comparison, Cost, DataFacts, Row
 from mpp.model.encoders import build_encoder
 from mpp.redaction import redact
 from mpp.shards.indexing import open_any
+from mpp.training.backbone import Backbone
 from mpp.training.devices import open_accelerator
 from mpp.training.runs import FINISHED, Run, settings_hash
 from mpp.training.together import from_main
@@ -49,17 +51,19 @@ def compare(settings: CompareConfig) -> Comparison:
         if (Path(settings.out) / DATA).exists():
             run = Run(Path(settings.out), settings)
             return _hold_to_data(plan)
-        found = _look_at_data(plan)  # before there is a folder
+        facts, warnings = _look_at_data(plan)  # before there is a folder
+        known = {"data": [asdict(one) for one in facts], "warnings": warnings, "backbones": _backbones(plan)}
         run = Run(Path(settings.out), settings)
-        run.write(DATA, json.dumps({"data": [asdict(facts) for facts in found[0]], "warnings": found[1]}, indent=1))
-        return found
+        run.write(DATA, json.dumps(known, indent=1))
+        return facts, warnings
 
     try:
         data, warnings = from_main(accelerator, begin)
         comparison = _conclude(plan, run_parts(plan), data, warnings)
-    except BaseException:
+    except BaseException as error:
         if run is not None:
-            run.close("interrupted, the same command continues it")
+            failed = isinstance(error, MppError) and not isinstance(error, Stopped)
+            run.close("failed" if failed else "interrupted, the same command continues it")
         raise
     if run is not None:
         run.close(FINISHED)
@@ -100,12 +104,33 @@ def _hold_to_data(plan: Plan) -> tuple[tuple[DataFacts, ...], list[str]]:
     now = _facts(plan)
     pairs = zip(before, now, strict=True)
     changed = [f"{new.path}/{new.split}" for old, new in pairs if old.fingerprint != new.fingerprint]
+    changed += [plan.arm(name).source for name, sha in _backbones(plan).items() if known["backbones"].get(name) != sha]
     if changed:
         raise DataError(
             f"{' and '.join(dict.fromkeys(changed))} changed since {plan.settings.out} was begun",
-            fix="the old shards, or out=ANOTHER",
+            fix="the old ones, or out=ANOTHER",
         )
     return before, known["warnings"]
+
+
+def _backbone(plan: Plan, arm: Arm) -> Backbone:
+    """Return the backbone from outside that an arm begins with."""
+    transfer = plan.transfer(arm, plan.settings.labels_per_class[0], plan.settings.seeds[0])
+    backbone = open_backbone(transfer.backbone, transfer.vit.pool, transfer.image_size)
+    assert backbone is not None
+    return backbone
+
+
+def _backbones(plan: Plan) -> dict[str, str]:
+    """Return the sha256 of the weights of each backbone from outside, by arm."""
+    hashes = {}
+    for arm in plan.arms:
+        if arm.kind == "backbone":
+            digest = hashlib.sha256()
+            for name, weight in sorted(_backbone(plan, arm).weights.items()):
+                digest.update(name.encode() + weight.contiguous().cpu().numpy().tobytes())
+            hashes[arm.name] = digest.hexdigest()
+    return hashes
 
 
 def _conclude(plan: Plan, records: _Records, data: tuple[DataFacts, ...], warnings: list[str]) -> Comparison:
@@ -116,9 +141,8 @@ def _conclude(plan: Plan, records: _Records, data: tuple[DataFacts, ...], warnin
         for labels in settings.labels_per_class
         for arm in plan.arms
     }
-    notes = list(plan.notes)
-    if any(arm.recipe is not None for arm in plan.arms) and not settings.pretrain_per_seed:
-        notes.append("intervals hold the variation of fine-tuning (labels drawn, order, views), not of pretraining")
+    machines = sorted({record[MACHINE] for record in records.values() if MACHINE in record})
+    environment = json.loads((out / "environment.json").read_text()) | ({"parts ran on": machines} if machines else {})
     return Comparison(
         rows=tuple(_rows(plan, records)),
         against=plan.against,
@@ -126,12 +150,17 @@ def _conclude(plan: Plan, records: _Records, data: tuple[DataFacts, ...], warnin
         data=data,
         seeds=settings.seeds,
         metric=settings.transfer.metric,
-        warnings=(*warnings, *budget_warnings(plan.arms, flops, settings.seeds), *result_warnings(finals)),
-        notes=tuple(notes),
+        warnings=(
+            *warnings,
+            *budget_warnings(plan.arms, flops, settings.seeds),
+            *evidence_warnings(plan.arms, data[0].images, pretrain_per_seed=settings.pretrain_per_seed),
+            *result_warnings(finals),
+        ),
+        notes=plan.notes,
         folder=out,
         settings=redact(dump(settings)),
         settings_sha256=settings_hash(settings),
-        environment=json.loads((out / "environment.json").read_text()),
+        environment=environment,
     )
 
 
@@ -141,7 +170,7 @@ def _rows(plan: Plan, records: _Records) -> list[Row]:
     tested = [place for place, row in enumerate(rows) if row.difference is not None and row.difference.p is not None]
     corrected = holm([rows[place].difference.p for place in tested])  # type: ignore[union-attr, misc]
     for place, p in zip(tested, corrected, strict=True):
-        rows[place] = Row(**{**vars(rows[place]), "p_holm": p})
+        rows[place] = replace(rows[place], p_holm=p)
     return rows
 
 
@@ -190,7 +219,7 @@ def _arm_facts(plan: Plan, arm: Arm) -> ArmFacts:
     seeds = plan.pretrain_seeds() if arm.recipe is not None else ()
     vit = plan.settings.pretrain.vit if arm.recipe is None else arm.recipe.vit
     if arm.kind == "backbone":
-        return ArmFacts(arm.name, arm.kind, describe(arm), None, ())
+        vit = _backbone(plan, arm).vit
     with torch.device("meta"):
         parameters = sum(weight.numel() for weight in build_encoder(vit).parameters())
     return ArmFacts(arm.name, arm.kind, describe(arm), parameters, tuple(plan.run_folder(arm, seed) for seed in seeds))

@@ -66,12 +66,39 @@ def budget_warnings(arms: Sequence[Arm], flops: Mapping[str, float], seeds: Sequ
     return warnings
 
 
-def result_warnings(results: Mapping[tuple[str, int | None], Sequence[Mapping[str, Any]]]) -> list[str]:
-    """Return what is unequal in finished results, by arm and labels: trials and test images.
+def evidence_warnings(arms: Sequence[Arm], pretrain_images: int, *, pretrain_per_seed: bool) -> list[str]:
+    """Return what the intervals do not hold and what labels supervised pretraining had beyond those of fine-tuning."""
+    warnings = []
+    if any(arm.recipe is not None for arm in arms) and not pretrain_per_seed:
+        warnings.append(
+            "each arm was pretrained once: intervals hold the variation of fine-tuning (labels drawn, order, views), "
+            "not of pretraining"
+        )
+    if any(arm.kind == "supervised" for arm in arms):
+        warnings.append(
+            f"supervised pretraining saw the labels of all {pretrain_images:,} images, also those held out for its "
+            "rate and those that fine-tuning with few labels does without"
+        )
+    return warnings
 
-    By construction nothing is; but the parts are files, which people copy and mend.
+
+def result_warnings(results: Mapping[tuple[str, int | None], Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Return what is unequal in finished results, by arm and labels: trials, test images, operations, machines.
+
+    Numbers are unequal where parts were copied or mended, operations of one image where a network is another one.
     """
     warnings = []
+    everything = [line for lines in results.values() for line in lines]
+    machines = sorted({line["machine"] for line in everything if "machine" in line})
+    if len(machines) > 1:
+        warnings.append(f"parts ran on unlike machines, {' and '.join(machines)}: seconds do not compare")
+    flops = {arm: lines[0]["flops"] / lines[0]["images_seen"] for (arm, _), lines in results.items()}
+    first = next(iter(flops), "")
+    for arm, own in flops.items():
+        if max(own, flops[first]) > _NEAR * min(own, flops[first]):
+            warnings.append(
+                f"fine-tuning of {arm} takes {own / flops[first]:.2f} times the operations of {first}, an image"
+            )
     for labels in dict.fromkeys(labels for _, labels in results):
         for name, words in (
             ("trials", "trials of the grid"),

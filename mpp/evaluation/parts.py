@@ -6,11 +6,10 @@ who runs them, where, how often or in which order.
 """
 
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,22 @@ import torch
 from mpp.disk import disk_errors, fsync_path
 from mpp.errors import ConfigError, DataError
 from mpp.evaluation.choosing import Choice
-from mpp.evaluation.finetune import Finetuning
+from mpp.evaluation.finetune import Finetuning, TransferResult
 from mpp.evaluation.live import open_live_probe
 from mpp.evaluation.plan import CompareConfig, Part, Plan, make_plan
-from mpp.plain_yaml import read_yaml
-from mpp.shards.engines import run_tasks
+from mpp.shards.engines import run_tasks, usable_cpus
 from mpp.training.devices import open_accelerator
 from mpp.training.pretraining import pretrain
 from mpp.training.progress import say
 
 PARTS, LOGS = "parts", "logs"
+MACHINE = "machine"  # of a record: what the part was computed on
 Record = dict[str, Any]
+_FIELDS = {
+    "pretrain": {"images_seen", "flops", "seconds"},
+    "choose": {field.name for field in fields(Choice)},
+    "final": {field.name for field in fields(TransferResult)},
+}
 
 
 def run_parts(plan: Plan) -> dict[Part, Record]:
@@ -49,7 +53,7 @@ def run_parts(plan: Plan) -> dict[Part, Record]:
         if alone and settings.engine is not None:
             _tell(settings.engine.run(_run_alone, [(settings, part) for part in missing]), len(missing))
         elif alone and settings.parallel > 1 and len(missing) > 1:
-            threads = max(1, (os.cpu_count() or 1) // settings.parallel)
+            threads = max(1, usable_cpus() // settings.parallel)
             tasks = [(settings, part, threads) for part in missing]
             _tell(run_tasks(_run_beside_others, tasks, settings.parallel), len(missing))
         else:
@@ -61,6 +65,9 @@ def run_parts(plan: Plan) -> dict[Part, Record]:
             if record is None:
                 raise DataError(f"{part.name} was run and left no record", fix="a disk that all nodes share for out=")
             records[part] = record
+    for part, record in records.items():
+        if part.stage == "final":
+            _hold_to(plan, part, record, records[_choice_of(plan, part)], ("learning_rate", "steps", "trials"))
     return records
 
 
@@ -87,25 +94,47 @@ def run_part(plan: Plan, part: Part, *, is_main: bool = True) -> None:
         else:
             chosen = read_record(plan, _choice_of(plan, part))
             assert chosen is not None
-            record = asdict(job.final(Choice(**chosen)))
+            record = asdict(job.final(Choice(**{name: chosen[name] for name in _FIELDS["choose"]})))
     if is_main:
-        _write(_path(plan, part), record)
+        _write(_path(plan, part), {**record, MACHINE: _machine(plan)})
 
 
 def read_record(plan: Plan, part: Part) -> Record | None:
-    """Return the record of a part, None where it is not done; raise ``DataError`` for one that is no record."""
+    """Return the record of a part, None where it is not done; raise ``DataError`` for what is not its record."""
     path = _path(plan, part)
     try:
-        record = json.loads(path.read_text())
+        record: Record = json.loads(path.read_text())
+        missing = _FIELDS[part.stage] - record.keys()
     except FileNotFoundError:
         return None
-    except (ValueError, OSError) as error:
-        raise DataError(
-            f"{path} is no record of a finished part: {error}", fix=f"rm {path}, and the same command"
-        ) from None
-    if not isinstance(record, dict):
-        raise DataError(f"{path} is no record of a finished part", fix=f"rm {path}, and the same command")
+    except (ValueError, OSError, AttributeError) as error:
+        raise _no_record(path, str(error)) from None
+    if missing:
+        raise _no_record(path, f"without {', '.join(sorted(missing))}")
+    if part.stage == "final":
+        metric = plan.settings.transfer.metric
+        own = {"seed": part.seed, "labels_per_class": part.labels, "metric": metric}
+        _hold_to(plan, part, record, own, tuple(own))
     return record
+
+
+def _hold_to(plan: Plan, part: Part, record: Record, expected: Record, names: Sequence[str]) -> None:
+    """Raise ``DataError`` where a record is that of another part: people copy and mend files."""
+    for name in names:
+        if record[name] != expected[name]:
+            raise _no_record(_path(plan, part), f"its {name} is {record[name]}, that of the part {expected[name]}")
+
+
+def _no_record(path: Path, why: str) -> DataError:
+    return DataError(f"{path} is no record of this part: {why}", fix=f"rm {path}, and the same command")
+
+
+def _machine(plan: Plan) -> str:
+    """Return what this process computes on, and how exactly."""
+    accelerator = open_accelerator(plan.settings.transfer.precision)
+    on_gpu = accelerator.device.type == "cuda"
+    name = torch.cuda.get_device_name(accelerator.device) if on_gpu else accelerator.device.type
+    return f"{name}, {'fp32' if accelerator.mixed_precision == 'no' else accelerator.mixed_precision}"
 
 
 def _run_alone(task: tuple[CompareConfig, Part]) -> str:
@@ -146,7 +175,6 @@ def _pretraining_cost(plan: Plan, part: Part) -> Record:
         "images_seen": images,
         "flops": images * arm.flops_per_image(plan.num_classes),
         "seconds": round(_seconds(lines), 3),
-        "shards": read_yaml(folder / "config.yaml")["shards"],
     }
 
 

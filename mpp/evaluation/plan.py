@@ -9,10 +9,11 @@ from pydantic import Field
 
 from mpp.config import config
 from mpp.errors import ConfigError, DataError
-from mpp.evaluation.arms import Arm, Variant, resolve_arms, with_equal_flops
+from mpp.evaluation.arms import Arm, Variant, resolve_arms, with_equal_flops, without_copies
 from mpp.evaluation.backbones import SCRATCH
 from mpp.evaluation.finetune import Finetuning
 from mpp.evaluation.labelled import ready
+from mpp.evaluation.labels import open_splits
 from mpp.evaluation.outside import timm_source
 from mpp.evaluation.recipe import TransferConfig, TransferRecipe
 from mpp.model.families import VitConfig
@@ -20,6 +21,7 @@ from mpp.shards.engines import Slurm
 from mpp.shards.indexing import open_any
 from mpp.shards.shardset import ShardSet
 from mpp.training.recipe import PretrainConfig, PretrainRecipe
+from mpp.training.trackers import check_trackers
 
 Budget = Literal["steps", "flops"]
 
@@ -158,16 +160,19 @@ def make_plan(settings: CompareConfig) -> Plan:
             f"pretrain.precision is {settings.pretrain.precision}, transfer.precision {settings.transfer.precision}",
             fix="the same for both",
         )
-    arms = resolve_arms(settings.arms, settings.variants, settings.pretrain)
+    arms, copies = without_copies(resolve_arms(settings.arms, settings.variants, settings.pretrain))
     ready(settings.labelled_set, settings.transfer.data)
     shards = open_any(settings.shards, "train")
     arms, notes = _possible(arms, shards)
     num_classes = None if shards.classes is None else len(shards.classes)
     if settings.equal == "flops":
         arms = with_equal_flops(arms, num_classes)
+    for arm in arms:
+        if arm.recipe is not None:
+            _check_recipe(settings, arm.recipe)
     if any(arm.same_flops for arm in arms) and not any(arm.recipe for arm in arms):
         raise ConfigError("same_flops: there is no pretrained arm to be equal to", fix="arms=[masked,...]")
-    plan = Plan(settings, arms, _against(settings, arms), tuple(notes), num_classes)
+    plan = Plan(settings, arms, _against(settings, arms), (*copies, *notes), num_classes)
     scratch = next((arm for arm in arms if arm.kind == SCRATCH), None) or Arm(SCRATCH, SCRATCH, None)
     for labels in settings.labels_per_class:
         Finetuning(plan.transfer(replace(scratch, same_flops=False), labels, settings.seeds[0]))
@@ -177,16 +182,25 @@ def make_plan(settings: CompareConfig) -> Plan:
     return plan
 
 
+def _check_recipe(settings: CompareConfig, recipe: PretrainRecipe) -> None:
+    """Raise for what a pretraining would be refused for when its turn comes."""
+    recipe.schedule.check(recipe.steps)
+    check_trackers(recipe.tracker)
+    if recipe.ema is not None:
+        raise ConfigError(
+            "pretrain.ema: a comparison fine-tunes the last weights, not their average", fix="pretrain.ema=null"
+        )
+    if recipe.probe.every is not None:
+        open_splits(recipe.probe.shards or settings.shards, recipe.probe.train_split, recipe.probe.test_split)
+
+
 def _possible(arms: tuple[Arm, ...], shards: ShardSet) -> tuple[tuple[Arm, ...], list[str]]:
     """Leave out the arms that need labels where the shards carry none."""
     supervised = [arm.name for arm in arms if arm.kind == "supervised"]
     if not supervised:
         return arms, []
     if shards.classes is not None:
-        seen = f"supervised pretraining saw the labels of all {shards.samples:,} images"
-        return arms, [
-            f"{seen}, also those held out for its rate and those that fine-tuning with few labels does without"
-        ]
+        return arms, []
     note = f"{', '.join(supervised)}: supervised pretraining is left out: {shards.root} carries no labels"
     rest = tuple(arm for arm in arms if arm.kind != "supervised")
     if not rest:

@@ -7,6 +7,7 @@ import numpy as np
 from scipy import stats
 
 _LEVEL = 0.95
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,10 @@ class Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of paired differences with its 95 % t interval, and p of the two-sided paired t test; None for one pair."""
+    """Mean of paired differences with its 95 % t interval, and p of the two-sided paired t test.
+
+    None for one pair, and for several gains that are all the same, which no test can judge.
+    """
 
     mean: float
     low: float | None
@@ -47,8 +51,10 @@ def paired_difference(values: Sequence[float], others: Sequence[float]) -> Diffe
     summary = summarise(gains)
     if summary.sd is None:
         return Difference(summary.mean, None, None, None, summary.n)
+    if summary.sd <= _ROUNDING * max(map(abs, (*values, *others))) and summary.mean != 0:
+        return Difference(summary.mean, None, None, None, summary.n)  # a spread that a few images hide is no certainty
     if summary.sd == 0:
-        p = 1.0 if summary.mean == 0 else 0.0
+        p = 1.0
     else:
         p = float(2 * stats.t.sf(abs(summary.mean) / (summary.sd / summary.n**0.5), summary.n - 1))
     return Difference(summary.mean, summary.low, summary.high, p, summary.n)

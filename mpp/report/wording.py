@@ -81,8 +81,8 @@ def _clause(comparison: Comparison, row: Row, *, brief: bool) -> str:
         if brief:
             return f"{labels} it had {more}"
         return (
-            f"{labels} {subject} had {more} {metric} {'than' if difference.mean else 'as'} {against} in one seed, "
-            + ("no interval: no claim")
+            f"{labels} {subject} had {more} {metric} {'than' if difference.mean else 'as'} {against} "
+            f"in {'one seed' if difference.n == 1 else f'each of {difference.n} seeds alike'}, no interval: no claim"
         )
     facts = _facts(comparison, row, brief=brief)
     if not is_told(row):

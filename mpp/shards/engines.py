@@ -41,7 +41,7 @@ def run_tasks(function: Callable[[Task], Result], tasks: Sequence[Task], workers
     ``workers`` processes of this machine do it (None: one a CPU), or this one where it is 0. Raises what ``function``
     raises, ``DataError`` where a process is killed, ``Stopped`` on Ctrl-C and SIGTERM.
     """
-    workers = min(_usable_cpus() if workers is None else workers, len(tasks))
+    workers = min(usable_cpus() if workers is None else workers, len(tasks))
     with _stoppable():
         if workers == 0:
             yield from map(function, tasks)
@@ -52,7 +52,7 @@ def run_tasks(function: Callable[[Task], Result], tasks: Sequence[Task], workers
                 yield from _drain(pool, function, iter(tasks), AHEAD * workers)
             except BrokenProcessPool:
                 message = "a worker process was killed, by the system or for memory"
-                raise DataError(message, fix="fewer workers") from None
+                raise DataError(message, fix="fewer workers, parallel=1 in a comparison") from None
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 for worker in set(multiprocessing.active_children()) - others:
@@ -60,7 +60,7 @@ def run_tasks(function: Callable[[Task], Result], tasks: Sequence[Task], workers
                 raise
 
 
-def _usable_cpus() -> int:
+def usable_cpus() -> int:
     """Return the CPUs that this process may use, which a cluster limits."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -88,7 +88,10 @@ def _start_worker() -> None:
 
 @config
 class Slurm:
-    """An array of SLURM jobs, each with a chunk of the tasks; preempted and timed out jobs are requeued."""
+    """An array of SLURM jobs, each with a chunk of the tasks; what is preempted or out of time is run again.
+
+    A task that hears of that, saves and raises ``Stopped`` is submitted anew, others are requeued by submitit.
+    """
 
     kind: Literal["slurm"] = "slurm"
     logs: Path = Field(Path("slurm-logs"), description="folder for job files and logs, on a disk that all nodes share")
@@ -115,15 +118,19 @@ class Slurm:
         while tasks:
             attempt += 1
             lost: list[Task] = []
+            stopped: list[Task] = []
             for share, outcomes in self._run_once(function, tasks):
-                for outcome in outcomes:
+                for place, outcome in enumerate(outcomes):
                     if isinstance(outcome, _Lost) and attempt < ATTEMPTS:
                         lost.extend(share)
+                    elif isinstance(outcome, Stopped):  # it has saved where it was: any number of times
+                        stopped.append(share[place])
                     elif isinstance(outcome, MppError):
                         failures.append(outcome)
                     else:
                         yield outcome
-            tasks = lost
+            attempt -= bool(stopped) and not lost
+            tasks = [*lost, *stopped]
         if failures:
             raise failures[0]
 
@@ -155,11 +162,11 @@ class Slurm:
                 timeout_min=self.minutes,
                 tasks_per_node=self.cpus,
                 cpus_per_task=self.threads,
-                gpus_per_node=self.gpus * self.cpus or None,
                 mem_gb=self.memory_gb * self.cpus,
                 slurm_partition=self.partition,
                 slurm_account=self.account,
                 slurm_array_parallelism=self.max_parallel,
+                slurm_gpus_per_task=self.gpus or None,
                 slurm_additional_parameters={"requeue": True},
             )
             with submitit.helpers.clean_env(), executor.batch():  # this may itself be a SLURM job
@@ -179,7 +186,12 @@ class _Chunk(Generic[Task, Result]):
     def __call__(self) -> list[Result | MppError]:
         """Run the share of this process; an expected failure does not keep the other tasks from running."""
         here = _extra("submitit", "slurm").JobEnvironment()
-        return [self._outcome(task) for task in self.share(here.global_rank, here.num_tasks)]
+        share, outcomes = self.share(here.global_rank, here.num_tasks), list[Result | MppError]()
+        for task in share:
+            # After a signal there is no time for more: what is left has been stopped, too.
+            over = bool(outcomes) and isinstance(outcomes[-1], Stopped)
+            outcomes.append(outcomes[-1] if over else self._outcome(task))
+        return outcomes
 
     def checkpoint(self) -> Any:
         """Return what to run when the job comes back: the same, for what is done is done quickly."""

@@ -176,24 +176,26 @@ def _keep_settings(path: Path, settings: dict[str, Any], allowed: Sequence[str])
     if not path.exists():
         _write(path, yaml.safe_dump(settings, sort_keys=False))
         return False
-    changed = {
-        key: words
-        for key, words in _differences(redact(read_yaml(path)), settings, "")
-        if not _FREE & set(key.split("."))
-    }
+    changed = {key: words for key, words in _differences(redact(read_yaml(path)), settings, "") if not _is_free(key)}
     refused = [key for key in changed if not any(key == name or key.startswith(f"{name}.") for name in allowed)]
     if refused:
         listed = "".join(f"\n  {key}: {changed[key]}" for key in refused)
-        raise ConfigError(
-            f"{path.parent} was begun with other settings:{listed}",
-            fix=f"the old settings, or out=ANOTHER, or to go on with the new ones allow_changed=[{', '.join(refused)}]",
-        )
+        fix = "the old settings, or out=ANOTHER"
+        if "allow_changed" in settings:
+            fix += f", or to go on with the new ones allow_changed=[{', '.join(refused)}]"
+        raise ConfigError(f"{path.parent} was begun with other settings:{listed}", fix=fix)
     if changed:
         number = next(number for number in range(1, 10**6) if not path.with_name(f"{path.name}.{number}").exists())
         _write(path.with_name(f"{path.name}.{number}"), path.read_text())
         _write(path, yaml.safe_dump(settings, sort_keys=False))
         print("".join(f"changed: {key} {words}\n" for key, words in changed.items()), end="", flush=True)
     return bool(changed)
+
+
+def _is_free(key: str) -> bool:
+    """Say whether a setting of a run, or of a recipe within a comparison, changes nothing that is computed."""
+    first, _, rest = key.partition(".")
+    return (rest.partition(".")[0] if first in ("pretrain", "transfer") and rest else first) in _FREE
 
 
 def _check_names(settings: dict[str, Any], names: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ from mpp.evaluation.arms import (
 )
 from mpp.evaluation.plan import CompareConfig
 from mpp.model.masking import BlockMask, RandomMask
+from mpp.model.mixing import Mixing
 from mpp.model.tasks import ClassificationConfig, MaskedPatchesConfig
 from mpp.training.recipe import PretrainRecipe
 
@@ -63,6 +64,8 @@ def test_an_arm_with_a_budget_or_data_of_its_own_is_refused(shared: PretrainReci
         (Masked(changes={"taks": {}}), "did you mean task"),
         (Masked(changes={"task": {"mask": {"ratoi": 0.4}}}), "did you mean"),
         (Masked(changes={"task": {"kind": "classification"}}), "is masked, its task is classification"),
+        (Outside(source="scratch"), "variants.one.kind=scratch"),
+        (Masked(changes={"ema": 0.9}), "all arms have the same"),
         (Supervised(changes={"task": {"kind": "masked_patches"}}), "is supervised, its task is masked_patches"),
         (Supervised(changes={"vit": {"name": "vit_tinny"}}), "vit_tiny"),
     ],
@@ -79,6 +82,12 @@ def test_names_are_known_used_and_fit_for_files(shared: PretrainRecipe) -> None:
         resolve_arms(("masked",), {"teacher": Outside(source="x")}, shared)
     with pytest.raises(ConfigError, match="no name for a folder"):
         resolve_arms(("../up",), {"../up": Masked()}, shared)
+
+
+def test_mixing_of_a_supervised_recipe_is_kept(shared: PretrainRecipe) -> None:
+    task = ClassificationConfig(mixing=Mixing(mixup=0.5))
+    (supervised,) = resolve_arms(("supervised",), {}, replace(shared, task=task))
+    assert supervised.recipe is not None and supervised.recipe.task == task
 
 
 def test_equal_flops_give_a_dear_arm_fewer_steps_and_leave_the_first_as_it_is(shared: PretrainRecipe) -> None:

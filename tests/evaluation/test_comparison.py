@@ -16,9 +16,11 @@ from mpp.evaluation.comparison import compare
 from mpp.evaluation.finetune import Finetuning, TransferResult
 from mpp.evaluation.plan import CompareConfig
 from mpp.evaluation.verdict import Comparison, Cost
+from mpp.model.encoders import build_encoder
+from mpp.model.families import VitConfig
 from mpp.plain_yaml import read_yaml
 from mpp.shards.shardset import open_shards
-from mpp.training.backbone import load_backbone
+from mpp.training.backbone import load_backbone, save_backbone
 
 LONG = {"kind": "scratch", "same_flops": True}
 RESNET = {"name": "resnetv2_50x1_bit", "pool": "mean", **dict.fromkeys(("patch_size", "width", "depth", "heads"))}
@@ -143,11 +145,11 @@ def test_the_pretrained_arms_differ_in_their_task_alone(undisturbed: tuple[Path,
     assert different == {"task", "out"}
 
 
-def test_the_notes_say_what_supervised_pretraining_saw_and_two_seeds_are_a_warning(
+def test_warnings_say_what_supervised_pretraining_saw_and_what_intervals_do_not_hold(
     undisturbed: tuple[Path, Comparison],
 ) -> None:
-    assert any("the labels of all 60 images" in note for note in undisturbed[1].notes)
-    assert any("not of pretraining" in note for note in undisturbed[1].notes)
+    assert any("the labels of all 60 images" in warning for warning in undisturbed[1].warnings)
+    assert any("not of pretraining" in warning for warning in undisturbed[1].warnings)
     assert any("2 seed(s)" in warning for warning in undisturbed[1].warnings)
 
 
@@ -247,15 +249,100 @@ def test_other_images_in_the_folder_of_the_shards_are_refused(
         compare(settings(tree, tmp_path / "out"))
 
 
-def test_a_record_with_more_trials_than_the_others_is_a_warning(
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("final-masked-5labels-seed0", {"trials": 20}, "its trials is 20, that of the part 2"),
+        ("final-masked-5labels-seed0", {"steps": 300}, "its steps is 300, that of the part 3"),
+        ("final-masked-5labels-seed0", {"learning_rate": 9.0}, "its learning_rate is 9.0"),
+        ("final-masked-5labels-seed0", {"seed": 1}, "its seed is 1, that of the part 0"),
+        ("final-masked-5labels-seed0", {"labels_per_class": None}, "its labels_per_class is None"),
+        ("final-masked-5labels-seed0", {"metric": "mean_per_class"}, "its metric is mean_per_class"),
+        ("final-masked-5labels-seed0", None, "without dataset, first_loss"),
+        ("choose-masked-5labels", None, "without flops, held_out_top1"),
+        ("pretrain-masked-seed0", None, "without flops, images_seen"),
+    ],
+)
+def test_a_record_that_is_not_of_its_part_is_refused(
+    tree: dict[str, Any],
+    undisturbed: tuple[Path, Comparison],
+    tmp_path: Path,
+    name: str,
+    change: dict[str, Any] | None,
+    words: str,
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed[0], out)
+    path = out / "parts" / f"{name}.json"
+    path.write_text(json.dumps({} if change is None else {**json.loads(path.read_text()), **change}))
+    with pytest.raises(DataError, match=f"{name}.json is no record of this part: {words}(.|\n)*fix: rm "):
+        compare(settings(tree, out))
+
+
+def test_a_choice_with_more_trials_than_the_others_is_a_warning(
+    tree: dict[str, Any], undisturbed: tuple[Path, Comparison], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed[0], out)
+    for path in (out / "parts").glob("*-masked-5labels*"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "trials": 20}))
+    result = compare(settings(tree, out))
+    assert "trials of the grid differ with 5 labels per class: masked 20, supervised 2, scratch 2" in result.warnings
+
+
+def test_parts_of_unlike_machines_are_a_warning(
     tree: dict[str, Any], undisturbed: tuple[Path, Comparison], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(undisturbed[0], out)
     path = out / "parts" / "final-masked-5labels-seed0.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "trials": 20}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "machine": "H100, bf16"}))
     result = compare(settings(tree, out))
-    assert any(warning.startswith("trials of the grid differ") and "2/20" in warning for warning in result.warnings)
+    assert "parts ran on unlike machines, H100, bf16 and cpu, fp32: seconds do not compare" in result.warnings
+    assert result.environment["parts ran on"] == ["H100, bf16", "cpu, fp32"]
+
+
+def test_a_backbone_from_outside_is_held_to_its_weights_and_told_where_it_is_another_network(
+    tree: dict[str, Any], undisturbed: tuple[Path, Comparison], tiny_vit: dict[str, Any], tmp_path: Path
+) -> None:
+    theirs = tmp_path / "theirs.safetensors"
+    save_backbone(theirs, build_encoder(resolve(VitConfig, {**tiny_vit, "depth": 8})), "elsewhere")
+    changes = {
+        "arms": ["theirs", "scratch"],
+        "variants": {"theirs": {"kind": "backbone", "source": str(theirs)}},
+        "seeds": [0],
+        "transfer": {"learning_rates": []},
+    }
+    result = compare(settings(tree, tmp_path / "out", **changes))
+    assert result.rows[0].pretraining is None and result.arms[0].parameters
+    assert any("scratch takes" in warning and "operations of theirs" in warning for warning in result.warnings)
+    save_backbone(theirs, build_encoder(resolve(VitConfig, {**tiny_vit, "depth": 8})), "elsewhere")  # other weights
+    with pytest.raises(DataError, match=r"theirs.safetensors changed since"):
+        compare(settings(tree, tmp_path / "out", **changes))
+
+
+def test_an_arm_that_is_another_one_by_another_name_is_left_out(tree: dict[str, Any], tmp_path: Path) -> None:
+    changes = {
+        "arms": ["masked", "mean_color", "scratch"],
+        "variants": {"mean_color": {"kind": "masked", "changes": {"task": {"target": {"kind": "mean_color"}}}}},
+        "seeds": [0],
+        "transfer": {"learning_rates": []},
+    }
+    result = compare(settings(tree, tmp_path / "out", **changes))
+    assert [row.arm for row in result.rows] == ["masked", "scratch"]
+    assert "mean_color is masked by another name, and left out" in result.notes
+
+
+def test_a_failure_is_not_called_an_interruption(
+    tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Finetuning) -> Choice:
+        raise DataError("a damaged image")
+
+    monkeypatch.setattr(Finetuning, "choose", fail)
+    with pytest.raises(DataError):
+        compare(settings(tree, tmp_path / "out", arms=["scratch"]))
+    assert (tmp_path / "out" / "STATUS").read_text() == "failed\n"
 
 
 def test_without_labels_the_supervised_arm_is_left_out_and_the_notes_say_so(
@@ -285,7 +372,7 @@ def test_a_rate_that_is_chosen_belongs_to_its_arm_and_number_of_labels(
     assert chosen == [(name, labels, 0) for labels in (5, None) for name in ("masked-seed0", "scratch")]
     assert [row.learning_rate for row in result.rows] == [0.001, 0.002, 0.003, 0.004]
     assert [run.name for arm in result.arms for run in arm.runs] == ["masked-seed0", "masked-seed1"]
-    assert result.notes == ()
+    assert result.notes == () and not any("pretrained once" in warning for warning in result.warnings)
 
 
 def test_differences_may_be_to_another_arm_which_makes_it_an_ablation(tree: dict[str, Any], tmp_path: Path) -> None:
@@ -322,7 +409,11 @@ def test_differences_may_be_to_another_arm_which_makes_it_an_ablation(tree: dict
             ConfigError,
             "no pretrained",
         ),
-        ({"test_split": "train"}, ConfigError, "what is trained on"),
+        ({"pretrain": {"schedule": {"warmup_steps": 3}}}, ConfigError, "warmup_steps"),
+        ({"pretrain": {"tracker": "nonsense"}}, ConfigError, "nonsense"),
+        ({"pretrain": {"ema": 0.9}}, ConfigError, "not their average"),
+        ({"pretrain": {"probe": {"every": 1, "shards": "missing"}}}, DataError, "missing"),
+        ({"test_split": "train"}, ConfigError, "test_split is train_split"),
     ],
 )
 def test_what_cannot_work_is_refused_before_pretraining(

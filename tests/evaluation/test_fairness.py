@@ -12,7 +12,7 @@ from mpp import shard
 from mpp.config import resolve
 from mpp.errors import ConfigError, DataError
 from mpp.evaluation.arms import Arm, Masked, Outside, Supervised, resolve_arms
-from mpp.evaluation.fairness import budget_warnings, check_leaks, result_warnings
+from mpp.evaluation.fairness import budget_warnings, check_leaks, evidence_warnings, result_warnings
 from mpp.shards.shardset import ShardSet, open_shards
 from mpp.training.recipe import PretrainRecipe
 
@@ -106,8 +106,15 @@ def test_another_mask_is_no_unfairness(shared: PretrainRecipe) -> None:
     assert budget_warnings(arms, _costs(arms), (0, 1, 2)) == []
 
 
+def test_what_the_evidence_does_not_hold_is_told(shared: PretrainRecipe) -> None:
+    arms = resolve_arms(("masked", "supervised", "scratch"), {}, shared)
+    once, labels = evidence_warnings(arms, 60, pretrain_per_seed=False)
+    assert "not of pretraining" in once and "labels of all 60 images" in labels
+    assert evidence_warnings(resolve_arms(("masked",), {}, shared), 60, pretrain_per_seed=True) == []
+
+
 def test_results_with_other_numbers_of_trials_or_test_images_are_told() -> None:
-    equal = {"trials": 2, "test_images": 10}
+    equal = {"trials": 2, "test_images": 10, "flops": 6.0, "images_seen": 3}
     fair = {("masked", 5): [equal, equal], ("scratch", 5): [equal], ("scratch", None): [{**equal, "trials": 4}]}
     assert result_warnings(fair) == []
     (trials,) = result_warnings({**fair, ("masked", 5): [equal, {**equal, "trials": 20}]})

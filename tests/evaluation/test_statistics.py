@@ -49,8 +49,9 @@ def test_pairs_cancel_what_they_share() -> None:
     assert found.low is not None and 0 < found.low < found.mean == pytest.approx(1.0)
 
 
-def test_equal_gains_are_certain_and_no_gains_are_not() -> None:
-    assert paired_difference([2.0, 3.0], [1.0, 2.0]) == Difference(1.0, 1.0, 1.0, 0.0, 2)
+def test_equal_gains_claim_no_certainty_and_no_gains_are_none() -> None:
+    assert paired_difference([2.0, 3.0], [1.0, 2.0]) == Difference(1.0, None, None, None, 2)
+    assert paired_difference([50.1, 60.1, 70.3], [40.1, 50.1, 60.3]).p is None  # equal but for rounding
     assert paired_difference([2.0, 3.0], [2.0, 3.0]) == Difference(0.0, 0.0, 0.0, 1.0, 2)
 
 

@@ -5,8 +5,10 @@ import os
 import resource
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import Field
 
 from mpp.config import config
 from mpp.errors import ConfigError, DiskError
@@ -37,6 +39,7 @@ class Settings:
     stream: Stream = Stream()
     schedule: Schedule = Schedule()
     api_key: str = ""
+    allow_changed: tuple[str, ...] = ()
 
 
 def test_a_run_is_continued_with_the_same_settings_only(tmp_path: Path) -> None:
@@ -45,6 +48,22 @@ def test_a_run_is_continued_with_the_same_settings_only(tmp_path: Path) -> None:
     assert "workers: 1" in (tmp_path / "config.yaml").read_text()  # what the run began with
     with pytest.raises(ConfigError, match=r"rate: was 0\.1, now 0\.2"):
         Run(tmp_path, Settings(rate=0.2))
+
+
+@config
+class Comparison:
+    """Settings of a pretend comparison, which holds the settings of runs."""
+
+    variants: dict[str, Any] = Field({})
+    pretrain: Settings = Settings()
+
+
+def test_what_is_free_in_a_run_is_free_within_a_comparison_and_names_of_arms_are_not(tmp_path: Path) -> None:
+    Run(tmp_path, Comparison(variants={"probe": {"ratio": 0.5}})).close("stopped")
+    Run(tmp_path, Comparison(variants={"probe": {"ratio": 0.5}}, pretrain=Settings(stream=Stream(workers=5)))).close("")
+    with pytest.raises(ConfigError, match=r"variants\.probe\.ratio: was 0\.5, now 0\.7") as caught:
+        Run(tmp_path, Comparison(variants={"probe": {"ratio": 0.7}}))
+    assert "allow_changed" not in str(caught.value)
 
 
 def test_all_that_differs_is_listed_with_what_was_and_is(tmp_path: Path) -> None:
