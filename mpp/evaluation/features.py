@@ -5,7 +5,7 @@ Shapes: N samples of the split, D width.
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from mpp.stream.batches import PADDING
 from mpp.stream.device import OnDevice
 from mpp.stream.loader import StreamConfig, evaluation_batches
 from mpp.stream.order import Ints
-from mpp.stream.views import ViewConfig
 
 Rows = tuple[dict[str, NDArray[np.float32]], Ints, Ints]
 
@@ -86,7 +85,7 @@ def _rows(
     network = frozen.network.to(accelerator.device)
     batches = evaluation_batches(
         shards,
-        replace(ViewConfig(), crop_fraction=frozen.crop_fraction),
+        frozen.view,
         frozen.image_size,
         batch=batch,
         rank=accelerator.process_index,

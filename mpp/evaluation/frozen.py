@@ -3,7 +3,7 @@
 Shapes: B images, N patches or places of a feature map, D width, H and W pixels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -22,14 +22,11 @@ CLASS_TOKEN, PATCH_MEAN, ATTENTION_POOL = "class_token", "patch_mean", "attentio
 
 @dataclass(frozen=True)
 class FrozenBackbone:
-    """A network from uint8 images [B, 3, H, W] to features [B, D] by kind, and what it wants to see.
-
-    ``crop_fraction`` is the share of the side that its evaluation view keeps.
-    """
+    """A network from uint8 images [B, 3, H, W] to features [B, D] by kind, and the evaluation view it wants to see."""
 
     network: nn.Module
     image_size: tuple[int, int]
-    crop_fraction: float
+    view: ViewConfig
     origin: str
 
 
@@ -50,7 +47,7 @@ def open_frozen(settings: TransferConfig) -> FrozenBackbone:
         torch.manual_seed(settings.seed)
         vit = load_vit(settings, backbone)
         origin = SCRATCH if backbone is None else backbone.origin
-        frozen = FrozenBackbone(OwnFeatures(vit), vit.settings.image_size, ViewConfig().crop_fraction, origin)
+        frozen = FrozenBackbone(OwnFeatures(vit), vit.settings.image_size, ViewConfig(), origin)
     frozen.network.eval().requires_grad_(False)
     return frozen
 
@@ -98,7 +95,6 @@ class _Timm(nn.Module):
 
 def _open_timm(source: TimmSource, image_size: tuple[int, int] | None) -> FrozenBackbone:
     model = open_timm(source, image_size)
-    view = timm_view(model)
-    return FrozenBackbone(
-        _Timm(model, view.mean, view.std), image_size or view.image_size, view.crop_fraction, source.origin
-    )
+    own = timm_view(model)
+    view = replace(ViewConfig(), crop_fraction=own.crop_fraction)
+    return FrozenBackbone(_Timm(model, own.mean, own.std), image_size or own.image_size, view, source.origin)

@@ -51,7 +51,7 @@ def open_live_probe(settings: PretrainConfig, accelerator: Accelerator) -> Probe
 
     def probe(network: Encoder, check: Check) -> Values:
         own = _InFp32(OwnFeatures(network))
-        frozen = FrozenBackbone(own, settings.vit.image_size, settings.view.crop_fraction, "the weights of this step")
+        frozen = FrozenBackbone(own, settings.vit.image_size, settings.view, "the weights of this step")
         fitted, tested = (
             extract(frozen, split, accelerator, batch=batch, stream=settings.stream, subset=ids, check=check)
             for split, ids in ((train, train_ids), (test, test_ids))
@@ -69,11 +69,12 @@ def open_live_probe(settings: PretrainConfig, accelerator: Accelerator) -> Probe
 def draw_train(train: ShardSet, schedule: ProbeSchedule) -> Ints:
     """Return the ids of the images whose labels are used, ascending; raise ``DataError`` where they are too few."""
     labels, num_classes = read_labels(train), len(train.classes or ())
-    each = max(1, schedule.images // num_classes)
-    if "fewshot" in schedule.probes and each < max(schedule.shots):
+    each = schedule.images // num_classes
+    least = max(schedule.shots) if "fewshot" in schedule.probes else 1
+    if each < least:
         raise DataError(
-            f"images={schedule.images} are {each} of each of {num_classes} classes, shots={max(schedule.shots)}",
-            fix=f"probe.images={num_classes * max(schedule.shots)}",
+            f"images={schedule.images} are {each} of each of {num_classes} classes, {least} are needed",
+            fix=f"probe.images={num_classes * least}",
         )
     members = (np.flatnonzero(labels == label) for label in range(num_classes))
     drawn = [own[permutation(len(own), _SEED, _TRAIN, label)[:each]] for label, own in enumerate(members)]
@@ -97,9 +98,10 @@ class _InFp32(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        values = [*network.named_parameters(), *network.named_buffers()]
-        low = any(value.is_floating_point() and value.dtype != torch.float32 for _, value in values)
-        self._values = {name: value.detach().float() for name, value in values} if low else None
+        every = [*network.named_parameters(), *network.named_buffers()]
+        values = {name: value for name, value in every if value.is_floating_point()}
+        low = any(value.dtype != torch.float32 for value in values.values())
+        self._values = {name: value.detach().float() for name, value in values.items()} if low else None
 
     def forward(self, images_BCHW: Tensor) -> dict[str, Tensor]:
         if self._values is None:

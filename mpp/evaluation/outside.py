@@ -8,11 +8,10 @@ import difflib
 import math
 import pickle
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, Final, NamedTuple
 
-import huggingface_hub
 import timm
 import torch
 from safetensors import SafetensorError
@@ -23,10 +22,10 @@ from torch import Tensor, nn
 
 from mpp.errors import CheckpointError, ConfigError
 from mpp.model.families import Pool, VitConfig, is_resnet, pixels_per_token
+from mpp.sources.hub import offline_without_hub
 from mpp.training.backbone import Backbone
 
 TIMM: Final = "timm:"
-_SECONDS_TO_THE_HUB = 3.0  # its client would try again and again, for most of a minute
 
 
 class TimmSource(NamedTuple):
@@ -71,7 +70,7 @@ def open_timm(source: TimmSource, image_size: tuple[int, int] | None) -> nn.Modu
     """
     size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     try:
-        with _quickly_offline():
+        with nullcontext() if source.file else offline_without_hub():
             model = timm.create_model(source.name, pretrained=not source.file, num_classes=0, **size)
     except TypeError as error:
         raise ConfigError(
@@ -197,28 +196,12 @@ def _size_of_positions(
     patches = stored.shape[1] - (model.pos_embed.shape[1] - places)
     if patches == places:
         return int(own[0]), int(own[1])
+    side = math.isqrt(max(0, patches))
+    if side and side * side == patches:
+        return side * height, side * width
     if image_size is not None and patches * height * width == image_size[0] * image_size[1]:
         return image_size
-    side = math.isqrt(max(0, patches))
-    if side * side != patches or side == 0:
-        raise CheckpointError(
-            f"{source.file} has positions of {patches} patches, no square, {source.name} has {places}",
-            fix="image_size=[HEIGHT,WIDTH] that the weights were trained at",
-        )
-    return side * height, side * width
-
-
-@contextmanager
-def _quickly_offline() -> Iterator[None]:
-    """Have the Hub's client use its cache alone, at once, where the Hub cannot be reached."""
-    constants = huggingface_hub.constants
-    before = constants.HF_HUB_OFFLINE
-    if not before:
-        try:
-            huggingface_hub.get_session().head(constants.ENDPOINT, timeout=_SECONDS_TO_THE_HUB)
-        except Exception:  # which one depends on the client's version; whatever else is wrong, the client will say
-            constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
+    raise CheckpointError(
+        f"{source.file} has positions of {patches} patches, no square, {source.name} has {places}",
+        fix="image_size=[HEIGHT,WIDTH] that the weights were trained at",
+    )

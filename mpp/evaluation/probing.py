@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from mpp.config import config, dump
-from mpp.errors import DataError
+from mpp.disk import lock_file
+from mpp.errors import ConfigError, DataError
 from mpp.evaluation.features import Features, extract
 from mpp.evaluation.finetune import results_file
 from mpp.evaluation.frozen import open_frozen
@@ -51,6 +53,7 @@ class ProbeConfig(ProbeRecipe):
     crop_fraction: Share | None = Field(
         None, description="share of the side that the view keeps; null: the backbone's own, 0.875 of ours"
     )
+    squash: bool = Field(False, description="the view shows that share of both sides: the shape is not kept")
     seed: int = Field(0, ge=0, description="seed of scratch weights and of the held-out images")
     batch: int = Field(256, gt=0, description="images of a process at once; changes no result but its last digits")
     stream: StreamConfig = StreamConfig()
@@ -85,7 +88,8 @@ def probe(settings: ProbeConfig) -> list[ProbeResult]:
     check_labels(read_labels(train), len(train.classes or ()), settings)
     num_classes = len(train.classes or ())
     frozen = open_frozen(_as_transfer(settings))
-    frozen = replace(frozen, crop_fraction=settings.crop_fraction or frozen.crop_fraction)
+    share = settings.crop_fraction or frozen.view.crop_fraction
+    frozen = replace(frozen, view=replace(frozen.view, crop_fraction=share, squash=settings.squash))
     accelerator = open_accelerator("fp32")
     path = results_file(settings.out, "probes.jsonl")
     fitted, tested = (
@@ -217,14 +221,26 @@ def _cell(result: ProbeResult) -> str:
 
 def _record(path: Path, line: dict[str, Any]) -> None:
     """Write a line, in the place of the one that the same command left before, and of half a line of a killed one."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    kept = [old for old in lines if _is_whole(old) and _identity(json.loads(old)) != _identity(line)]
-    if len(kept) < len(lines):
-        temporary = path.with_name(f"{path.name}.writing")
-        temporary.write_text("".join(kept))
-        temporary.replace(path)
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    with _alone(path):  # others may probe into the same OUT
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        kept = [old for old in lines if _is_whole(old) and _identity(json.loads(old)) != _identity(line)]
+        if len(kept) < len(lines):
+            temporary = path.with_name(f"{path.name}.writing")
+            temporary.write_text("".join(kept))
+            temporary.replace(path)
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _alone(path: Path) -> AbstractContextManager[Any]:
+    """Wait for the file ``path``; a file system that cannot lock costs no results."""
+    while True:
+        try:
+            return lock_file(path.with_name(f".{path.name}.lock"))
+        except BlockingIOError:
+            time.sleep(0.01)
+        except ConfigError:
+            return nullcontext()
 
 
 def _is_whole(line: str) -> bool:

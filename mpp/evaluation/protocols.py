@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,8 @@ class LabelledData:
     image: str | None = Field(None, description="column of the images; a.b is a field of a column; null: the only one")
     label: str = Field("label", description="column of the labels: numbers of classes, or their names")
     bins: tuple[float, ...] = Field(
-        (), description="ascending edges that make classes of a number: below the first, ..."
+        (),
+        description="ascending edges that make classes of a number: below the first, ...; integers below 0 are none",
     )
     classes: int = Field(gt=1, description="number of classes; data that contradict it are refused")
     limit: int | None = Field(None, gt=0, description="rows drawn from train, the same ones for all; null: all")
@@ -120,13 +122,14 @@ def _ends(part: str) -> list[tuple[str, int]]:
 
 
 def _check_apart(data: LabelledData, rows: Mapping[str, Sequence[Range]]) -> None:
-    """Raise ``ConfigError`` where rows are trained and tested on."""
-    for own, first, end in rows[TRAIN]:
-        for other, begin, stop in rows[TEST]:
-            shared = min(end, stop) - max(first, begin)
-            if own == other and shared > 0:
-                what = f"{shared:,} rows of {own} are in data.train={data.train} and in data.test={data.test}"
-                raise ConfigError(f"{data.source}: {what}", fix="slices that share no row")
+    """Raise ``ConfigError`` where rows are trained and tested on, or taken twice."""
+    taken = [(split, *part) for split in (TRAIN, TEST) for part in rows[split]]
+    for (split, own, first, end), (again, other, begin, stop) in combinations(taken, 2):
+        shared = min(end, stop) - max(first, begin)
+        if own == other and shared > 0:
+            one, two = (f"data.{name}={getattr(data, name)}" for name in (split, again))
+            where = f"twice in {one}" if split == again else f"in {one} and in {two}"
+            raise ConfigError(f"{data.source}: {shared:,} rows of {own} are {where}", fix="slices that share no row")
 
 
 def _image_column(data: LabelledData, table: Any) -> str:

@@ -27,6 +27,10 @@ TEMPORARY = f"{RECORDS}/tmp"
 FILES_AT_A_TIME = 256
 
 
+class BusyError(ConfigError):
+    """A folder that another process is writing to."""
+
+
 class File(NamedTuple):
     """A file's size in bytes and when it was written, seconds since 1970, or None where nobody knows."""
 
@@ -271,12 +275,12 @@ def temporary_file(work: Path, name: str) -> Iterator[Path]:
 
 @contextmanager
 def locked(work: Path, *, shared: bool = False) -> Iterator[None]:
-    """Hold the folder ``work`` alone, or with others that write shards; raise ``ConfigError`` where that cannot be."""
+    """Hold the folder ``work`` alone, or with others that write shards; raise ``BusyError`` where that cannot be."""
     (work / RECORDS).mkdir(parents=True, exist_ok=True)
     try:
         lock = lock_file(work / LOCK, shared=shared)
     except BlockingIOError:
-        raise ConfigError(f"another mpp-shard is writing to {work}", fix="wait for it, or stop it") from None
+        raise BusyError(f"another mpp-shard is writing to {work}", fix="wait for it, or stop it") from None
     with lock:
         if not shared:
             shutil.rmtree(work / TEMPORARY, ignore_errors=True)  # what killed processes left

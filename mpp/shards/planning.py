@@ -37,7 +37,7 @@ def plan(options: PlanOptions, console: Console, opened: Sequence[Source] = ()) 
     something else, ``DataError`` for sources without images, ``DiskError`` without room.
     """
     output = open_output(options.out, options.work)
-    _check_output(output)
+    check_output(output)
     with disk_errors(output.work), _alone(output.work):
         sources = opened or _find_sources(options, output.work / SPOOL)
         _check_places(options, sources)
@@ -84,7 +84,7 @@ def _find_sources(options: PlanOptions, spool: Path) -> tuple[Source, ...]:
         raise DataError(reason, fix="get the permission to read it, or name another SOURCE") from None
 
 
-def _check_output(output: Output) -> None:
+def check_output(output: Output) -> None:
     """Refuse a folder that holds something else."""
     work = output.work
     if work.exists() and not work.is_dir():

@@ -112,7 +112,10 @@ def numbers_of(values: Any, bins: tuple[float, ...], names: tuple[str, ...]) -> 
         known = pyarrow.compute.index_in(values, value_set=pyarrow.array(names, values.type))
         numbers = pyarrow.compute.fill_null(known, len(names)).to_numpy().astype(np.int64)
     elif bins:
-        numbers = np.searchsorted(bins, np.nan_to_num(_plain(values)), side="right").astype(np.int64)
+        plain = _plain(values)
+        numbers = np.searchsorted(bins, np.nan_to_num(plain), side="right").astype(np.int64)
+        if pyarrow.types.is_integer(values.type):  # as without bins: -1 is what hidden labels are written as
+            missing = missing | (plain < 0)
     else:
         numbers = np.maximum(_plain(values).astype(np.int64), MISSING)
     return np.where(missing, MISSING, numbers)

@@ -102,7 +102,8 @@ class Monitor:
     def _cost(self, step: int, seconds: float, values: Values) -> Values:
         """Say what was found and what it cost; return the line of timing.jsonl. Warn, once, of a large share.
 
-        The share is that of the time since the probe before; the first probe of a process has none.
+        The share is that of the time since the probe before; the first probe of a process has none. Of the rest of the
+        steps at the end, fewer than ``every``, it is no measure.
         """
         line = {"probe_seconds": round(seconds, 3)}
         share = None if self._last is None else seconds / (time.perf_counter() - self._last)
@@ -111,9 +112,9 @@ class Monitor:
         told = "  ".join(f"{name.removeprefix(PREFIX)} {value:.2f}" for name, value in values.items())
         of_time = "" if share is None else f", {100 * share:.1f} % of the time"
         say(f"step {step}: {told}  ({seconds:.2f} s{of_time})")
-        if share is not None and share > MOST_SHARE and not self._warned:
+        assert self._every is not None
+        if share is not None and share > MOST_SHARE and step % self._every == 0 and not self._warned:
             self._warned = True
-            assert self._every is not None
             rarer = round(self._every * share / (1 - share) * (1 - MOST_SHARE) / MOST_SHARE + 0.5)
             say(
                 f"warning: probes take {100 * share:.0f} % of the time; probe.every={rarer} or fewer probe.images: less"

@@ -36,7 +36,7 @@ def test_features_of_a_run_are_those_of_its_network(tiny_run: Path) -> None:
     vit = load_vit(resolve(TransferConfig, {"backbone": "", "shards": "", "out": ""}), load_backbone(str(tiny_run)))
     images = IMAGES[..., :8, :8]
     expected, found = vit.eval()(images), frozen.network(images)
-    assert (frozen.image_size, frozen.crop_fraction) == ((8, 8), 0.875)
+    assert (frozen.image_size, frozen.view.crop_fraction) == ((8, 8), 0.875)
     assert frozen.origin.startswith("masked_patches, 2 steps")
     assert expected.class_token_BD is not None
     torch.testing.assert_close(found[CLASS_TOKEN], expected.class_token_BD)
@@ -66,7 +66,7 @@ def test_a_network_sees_its_own_size_crop_and_colours(tmp_path: Path) -> None:
     _, file = weights_file(tmp_path, "resnet10t")
     frozen = opened(f"timm:resnet10t@{file}")
     view = timm.data.resolve_model_data_config(timm.create_model("resnet10t"))
-    assert frozen.image_size == tuple(view["input_size"][1:]) and frozen.crop_fraction == view["crop_pct"]
+    assert frozen.image_size == tuple(view["input_size"][1:]) and frozen.view.crop_fraction == view["crop_pct"]
     assert (frozen.network.mean.flatten() / 255).tolist() == pytest.approx(view["mean"])
     assert (frozen.network.std.flatten() / 255).tolist() == pytest.approx(view["std"])
 

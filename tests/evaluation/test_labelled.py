@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 import threading
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from mpp.evaluation.protocols import LabelledData, open_labelled
 from mpp.plain_yaml import read_yaml
 from mpp.shards.indexing import open_any
 from mpp.shards.options import ShardOptions
+from mpp.shards.outputs import locked
 from mpp.shards.sharding import shard_corpus
 from mpp.stream.reader import ShardReader
 from mpp.verify import main as verify
@@ -264,6 +266,85 @@ def test_other_processes_wait_for_the_first_to_write_the_set(
     waiting.join(60)
     assert not waiting.is_alive()
     assert json.loads((tmp_path / "set" / RECORD).read_text())["classes"] == 3
+
+
+def test_a_relative_source_may_go_too(parquet: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = parquet(SPLITS, CLASSES)
+    monkeypatch.chdir(source.parent)
+    settings = resolve(LabelledData, {"source": source.name, "classes": 3})
+    ready(str(tmp_path / "set"), settings)
+    source.rename(tmp_path / "elsewhere")
+    ready(str(tmp_path / "set"), settings)
+    monkeypatch.chdir("/")  # there it would be another one
+    with pytest.raises(ConfigError, match=r"source: .* there, .* now"):
+        ready(str(tmp_path / "set"), settings)
+
+
+def test_a_local_source_that_has_changed_is_noticed(
+    png: Callable[[int], bytes], hub_cache: Path, tmp_path: Path
+) -> None:
+    source = folders(tmp_path / "source", png)
+    settings = resolve(LabelledData, {"source": str(source), "classes": 3})
+    ready(str(tmp_path / "set"), settings)
+    for file in source.rglob("*.png"):
+        os.utime(file, (1, 1))  # a copy of it is the same
+    ready(str(tmp_path / "set"), settings)
+    moved = source / "train/red/000.png"
+    moved.rename(source / "train/green/000.png")  # another label, as many files and bytes
+    with pytest.raises(ConfigError, match=r"other data \(content: 36 files, .* there, 36 files, .* now"):
+        ready(str(tmp_path / "set"), settings)
+    (source / "train/green/000.png").rename(moved)
+    ready(str(tmp_path / "set"), settings)
+    moved.unlink()
+    with pytest.raises(ConfigError, match=r"content: 36 files, .* there, 35 files, .* now"):
+        ready(str(tmp_path / "set"), settings)
+
+
+def test_a_record_that_is_no_object_is_damaged(parquet: Build, tmp_path: Path) -> None:
+    settings = resolve(LabelledData, {"source": str(parquet(SPLITS, CLASSES)), "classes": 3})
+    ready(str(tmp_path / "set"), settings)
+    (tmp_path / "set" / RECORD).write_text("[1]")
+    with pytest.raises(DataError, match="damaged, no JSON object"):
+        ready(str(tmp_path / "set"), settings)
+
+
+@pytest.mark.parametrize("held", [locked, labelled._alone])
+@pytest.mark.parametrize("writes", [False, True])
+def test_a_second_job_waits_for_the_one_that_writes_or_goes_on_with_what_it_left(
+    parquet: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: bool, held: Any
+) -> None:
+    monkeypatch.setattr(labelled, "PAUSE", 0.02)
+    tree = {"source": str(parquet(SPLITS, CLASSES)), "classes": 3}
+    settings, out = resolve(LabelledData, tree), tmp_path / "set"
+    others: list[BaseException] = []
+
+    def second() -> None:
+        try:
+            ready(str(out), settings)
+        except BaseException as error:
+            others.append(error)
+
+    job = threading.Thread(target=second, daemon=True)
+    with held(out):  # by the first job, or by mpp-shard
+        job.start()
+        job.join(0.5)
+        assert job.is_alive(), others
+    if writes:
+        ready(str(out), settings)
+    job.join(60)
+    assert not job.is_alive() and not others
+    assert open_any(str(out), "train").samples == 24
+
+
+def test_a_folder_of_others_is_left_as_it_is(parquet: Build, tmp_path: Path) -> None:
+    settings = resolve(LabelledData, {"source": str(parquet(SPLITS, CLASSES)), "classes": 3})
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/one.jpg").touch()
+    (tmp_path / "file").touch()
+    for name in ("photos", "file"):
+        with pytest.raises(ConfigError, match=r"OUT .* is "):
+            ready(str(tmp_path / name), settings)
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["one.jpg"]
 
 
 def test_probes_take_a_protocol_s_data_too(parquet: Build, tmp_path: Path, words: Words) -> None:

@@ -165,7 +165,8 @@ def test_a_probe_at_the_step_of_the_newest_checkpoint_is_not_made_again(
 
 
 def test_a_probe_sees_so_many_evaluation_views_as_the_run_has_them(tree: Tree, tmp_path: Path) -> None:
-    views = {"vit": {"image_size": [4, 4]}, "view": {"crop_fraction": 0.6}, "probe": {"images": 30}}
+    view = {"crop_fraction": 0.6, "squash": True}
+    views = {"vit": {"image_size": [4, 2]}, "view": view, "probe": {"images": 30}}
     settings = resolve(PretrainConfig, merge({**tree, "out": str(tmp_path)}, views))
     vit, seen = Vit(settings.vit).eval(), list[torch.Tensor]()
     vit.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
@@ -174,7 +175,7 @@ def test_a_probe_sees_so_many_evaluation_views_as_the_run_has_them(tree: Tree, t
     expected = []
     for split in ("train", "test"):
         shards = labelled_shards(tree["shards"], split)
-        batches = evaluation_batches(shards, settings.view, (4, 4), batch=shards.samples)
+        batches = evaluation_batches(shards, settings.view, (4, 2), batch=shards.samples)
         expected += [image for batch in batches for image in batch.images]
     known = {image.numpy().tobytes() for image in expected}
     images = {image.numpy().tobytes() for image in torch.cat(seen)}
@@ -199,6 +200,11 @@ def test_the_images_are_few_and_equally_many_of_each_class(hard_shards: Path) ->
     ("changes", "kind", "message"),
     [
         ({"images": 29, "shots": [10]}, DataError, r"(?s)images=29 are 9 of each of 3 classes.*fix: probe.images=30"),
+        (
+            {"probes": ["knn"], "images": 2},
+            DataError,
+            r"(?s)images=2 are 0 of each of 3 classes, 1 are.*fix: probe.images=3",
+        ),
         ({"shots": [5, 25]}, DataError, r"(?s)has 20 labelled images, 25 shots.*fix: probe.shots=\[5\]"),
         ({"probes": ["knn"], "neighbours": 61}, DataError, "fix: probe.neighbours=60"),
         ({"probes": ["knn"], "neighbours": 40, "images": 30}, DataError, "fix: probe.neighbours=30"),
@@ -244,6 +250,20 @@ def test_weights_kept_in_bf16_compute_in_fp32_and_stay_in_bf16(tree: Tree, tmp_p
     found = measure(vit, lambda: None)
     assert {weight.dtype for weight in vit.parameters()} == {torch.bfloat16}
     assert found == measure(vit.float(), lambda: None)  # the same weights, kept in fp32
+
+
+def test_numbers_that_are_no_fractions_stay_what_they_are() -> None:
+    class Counting(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
+            self.register_buffer("places", torch.tensor([1, 0]))
+
+        def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"some": images[:, self.places] * self.weight}
+
+    found = live._InFp32(Counting())(torch.tensor([[2.0, 3.0]]))["some"]
+    assert found.tolist() == [[3.0, 2.0]] and found.dtype == torch.float32
 
 
 # Whole runs as processes

@@ -80,11 +80,14 @@ def test_features_are_timms(tmp_path: Path, name: str, arguments: dict[str, Any]
 
 def test_positions_of_a_file_are_interpolated_once_from_their_own_grid(tmp_path: Path) -> None:
     model, file = weights_file(tmp_path, VIT, img_size=(32, 32))
-    for size in ((48, 48), (32, 64)):
+    for size in ((48, 48), (32, 64), (16, 64)):  # the last has as many patches
         vit = opened(f"timm:{VIT}@{file}", image_size=size, interpolation="bilinear")
         expected = resize_positions(model.pos_embed, (2, 2), (size[0] // 16, size[1] // 16), "bilinear")
         assert torch.equal(vit.timm.pos_embed, expected)
     assert opened(f"timm:{VIT}@{file}").settings.image_size == (32, 32)
+    model, file = weights_file(tmp_path, VIT)  # 224 px
+    vit = opened(f"timm:vit_tiny_patch16_384@{file}", image_size=[112, 448], interpolation="bilinear")
+    assert torch.equal(vit.timm.pos_embed, resize_positions(model.pos_embed, (14, 14), (7, 28), "bilinear"))
     model, file = weights_file(tmp_path, VIT, img_size=(32, 48))
     assert torch.equal(opened(f"timm:{VIT}@{file}", image_size=[32, 48]).timm.pos_embed, model.pos_embed)
     with pytest.raises(CheckpointError, match="positions of 6 patches, no square"):
@@ -140,6 +143,16 @@ def test_names_are_taken_apart() -> None:
     assert timm_source(f"timm:{VIT}") == TimmSource(VIT, "")
     assert timm_source(f"timm:{VIT}@a@b.pth") == TimmSource(VIT, "a@b.pth")
     assert TimmSource(VIT, "f").origin == f"timm {VIT}, weights of f"
+
+
+def test_weights_of_a_file_ask_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked() -> None:
+        raise AssertionError("the Hub was asked")
+
+    _, file = weights_file(tmp_path, VIT, img_size=32)
+    monkeypatch.setattr(huggingface_hub, "get_session", asked)
+    monkeypatch.setattr(outside, "offline_without_hub", asked)
+    opened(f"timm:{VIT}@{file}")
 
 
 def test_a_hub_that_cannot_be_reached_is_given_up_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -69,35 +70,51 @@ def test_the_same_command_again_puts_the_same_lines_in_the_place_of_its_own(tree
     assert [line["settings"]["batch"] for line in lines[len(others) :]] == [7] * len(second)
 
 
-@pytest.mark.parametrize("given", [None, 0.5])
+@pytest.mark.parametrize(("given", "squash"), [(None, False), (0.5, True)])
 def test_the_share_that_the_view_keeps_is_the_backbones_own_or_the_one_given(
-    tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch, given: float | None
+    tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch, given: float | None, squash: bool
 ) -> None:
-    seen: list[float] = []
+    seen: list[ViewConfig] = []
 
     def noted(frozen: FrozenBackbone, *words: Any, **named: Any) -> Features:
-        seen.append(frozen.crop_fraction)
+        seen.append(frozen.view)
         return extract(frozen, *words, **named)
 
     monkeypatch.setattr(probing, "extract", noted)
-    probe(settings(tree, probes=["knn"], crop_fraction=given))
-    assert seen == [given or 0.875] * 2
+    probe(settings(tree, probes=["knn"], crop_fraction=given, squash=squash))
+    assert seen == [ViewConfig(crop_fraction=given or 0.875, squash=squash)] * 2
+
+
+def test_probes_into_one_folder_at_the_same_time_lose_no_line(tmp_path: Path) -> None:
+    path, each = tmp_path / "probes.jsonl", 60
+
+    def record(writer: int) -> None:
+        for seed in [number for number in range(each) for _ in range(2)]:  # every second one replaces the one before
+            probing._record(path, {"feature": "f", "probe": "p", "settings": {"backbone": writer, "seed": seed}})
+
+    writers = [threading.Thread(target=record, args=(number,)) for number in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    found = [json.loads(line)["settings"] for line in path.read_text().splitlines()]
+    assert sorted((line["backbone"], line["seed"]) for line in found) == [(w, n) for w in range(3) for n in range(each)]
 
 
 def test_few_shot_by_its_config_is_big_visions_protocol() -> None:
-    """The view too: the short side resized to 256, the middle 224 x 224 of that."""
+    """The view too: both sides resized to 256, the middle 224 x 224 of that."""
     asked = read_yaml(ROOT / "configs" / "probe" / "few_shot.yaml")
     few = resolve(ProbeConfig, {**asked, "backbone": "", "shards": "", "out": ""})
     assert (few.probes, few.shots, few.seeds) == (("fewshot",), (1, 5, 10, 25), (0, 1, 2))
-    assert few.crop_fraction is not None
+    assert few.crop_fraction is not None and few.squash
     random = np.random.default_rng(0)
-    for height, width, most in ((400, 500, 0.02), (512, 333, 2.0), (300, 400, 2.0)):  # a box has whole pixels
+    for height, width, most in ((400, 512, 0.02), (512, 333, 2.0), (300, 400, 2.0)):  # a box has whole pixels
         coarse = Image.fromarray(random.integers(0, 256, (9, 11, 3), np.uint8))
         image = coarse.resize((width, height), Image.Resampling.BICUBIC)
         stored = io.BytesIO()
         image.save(stored, "PNG")
-        seen = eval_view(stored.getvalue(), ViewConfig(crop_fraction=few.crop_fraction), (224, 224))
-        expected = center_crop(resize(image, 256, InterpolationMode.BILINEAR), [224, 224])
+        seen = eval_view(stored.getvalue(), ViewConfig(crop_fraction=few.crop_fraction, squash=few.squash), (224, 224))
+        expected = center_crop(resize(image, [256, 256], InterpolationMode.BILINEAR), [224, 224])
         assert np.abs(seen.transpose(1, 2, 0).astype(int) - np.asarray(expected)).mean() < most
 
 

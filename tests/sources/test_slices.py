@@ -76,6 +76,12 @@ def test_bins_count_the_edges_at_or_below_a_value(values: list[float | None]) ->
     assert found.tolist() == [MISSING if v is None else sum(edge <= v for edge in edges) for v in values]
 
 
+@given(st.lists(st.one_of(st.none(), st.integers(-3, 5)), max_size=20))
+def test_whole_numbers_below_zero_are_missing_with_bins_too(values: list[int | None]) -> None:
+    found = numbers_of(pyarrow.chunked_array([values], pyarrow.int64()), (1.0, 3.0), NAMES)
+    assert found.tolist() == [MISSING if v is None or v < 0 else (v >= 1) + (v >= 3) for v in values]
+
+
 def test_names_are_looked_up_and_unknown_ones_lie_beyond_all() -> None:
     values = pyarrow.chunked_array([["owl", None, "fox"], ["cat"]])
     assert numbers_of(values, (), NAMES).tolist() == [2, MISSING, 3, 0]

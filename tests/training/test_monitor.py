@@ -127,6 +127,17 @@ def test_a_large_share_of_the_time_is_said_once_with_a_way_out(
     assert said.count("few-shot 10/patch_mean 51.25  (") == 6
 
 
+def test_steps_that_remain_at_the_end_are_no_measure_of_the_share(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def slow(network: Encoder, check: Check) -> dict[str, float]:
+        time.sleep(0.5)
+        return {}
+
+    train(slow, every=100, steps=3)
+    assert "warning: probes take " not in capsys.readouterr().out
+
+
 def test_training_rates_leave_the_time_of_probes_out(train: Train) -> None:
     def slow(network: Encoder, check: Check) -> dict[str, float]:
         time.sleep(2.0)
