@@ -72,7 +72,7 @@ def test_an_ablation_has_the_masked_arms_by_what_is_their_own(compared: Compared
         ("masked-b", "pixels of 75 %"),
         ("masked-c", "nothing"),
     ]
-    assert sheet.rows[0][2:] == (*["52.00 (+11.00 [-1.71, +23.71])"] * 2, "70.00 (+10.00 [+10.00, +10.00])")
+    assert sheet.rows[0][2:] == (*["52.00 (+11.00 [-1.71, +23.71])"] * 2, "70.00 (+10.00)")
     assert sheet.rows[1][4] == ""
 
 
