@@ -182,7 +182,7 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
-@pytest.mark.parametrize("finished", [0, 4])
+@pytest.mark.parametrize("finished", [pytest.param(0, marks=pytest.mark.slow), 4])
 def test_a_comparison_killed_and_continued_is_the_same_and_repeats_no_finished_part(
     tree: dict[str, Any],
     undisturbed: tuple[Path, Comparison],
