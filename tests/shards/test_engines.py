@@ -196,7 +196,7 @@ def leave_in_the_middle(engine: Slurm | Ray, todo: list[Task]) -> None:
         while not pid:
             time.sleep(0.05)
             pid = int(slow.read_text() or 0) if slow.exists() else 0
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(f"/proc/{pid}").exists()
