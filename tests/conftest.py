@@ -33,22 +33,43 @@ def data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of 8 x 8 images, 60 to train on and 31 to test on; the class is one of 3 hues. Read only."""
+def shards_of_hues(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function that makes shards of noisy 8 x 8 images, of which the class is one of 3 hues."""
     from mpp.shards.options import ShardOptions
     from mpp.shards.sharding import shard_corpus
 
-    root = tmp_path_factory.mktemp("tiny")
-    random = np.random.RandomState(0)
-    for split, count in (("train", 60), ("test", 31)):
-        for number in range(count):
-            pixels = random.randint(0, 120, (8, 8, 3)).astype(np.uint8)
-            pixels[..., number % 3] += 100
-            folder = root / "images" / split / f"class{number % 3}"
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(folder / f"{number:03d}.png")
-    shard_corpus(ShardOptions(source=str(root / "images"), out=str(root / "set"), shard_samples=10, workers=0))
-    return root / "set"
+    def make(name: str, *, seed: int, noise: int, hue: int, test_images: int) -> Path:
+        root = tmp_path_factory.mktemp(name)
+        random = np.random.RandomState(seed)
+        for split, count in (("train", 60), ("test", test_images)):
+            for number in range(count):
+                pixels = random.randint(0, noise, (8, 8, 3)).astype(np.uint8)
+                pixels[..., number % 3] += hue
+                folder = root / "images" / split / f"class{number % 3}"
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(folder / f"{number:03d}.png")
+        shard_corpus(ShardOptions(source=str(root / "images"), out=str(root / "set"), shard_samples=10, workers=0))
+        return root / "set"
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(shards_of_hues: Callable[..., Path]) -> Path:
+    """Shards of 8 x 8 images, 60 to train on and 31 to test on; the class is one of 3 hues. Read only."""
+    return shards_of_hues("tiny", seed=0, noise=120, hue=100, test_images=31)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str], str]:
+    """Write one YAML file after the other and return its name."""
+
+    def make(text: str) -> str:
+        file = tmp_path / f"{len(list(tmp_path.iterdir()))}.yaml"
+        file.write_text(text)
+        return str(file)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -55,18 +55,6 @@ def _message(run: Callable[[], Any]) -> str:
     return str(raised.value)
 
 
-@pytest.fixture
-def write(tmp_path: Path) -> Callable[[str], str]:
-    """Write one YAML file after the other and return its name."""
-
-    def make(text: str) -> str:
-        file = tmp_path / f"{len(list(tmp_path.iterdir()))}.yaml"
-        file.write_text(text)
-        return str(file)
-
-    return make
-
-
 def test_defaults_fill_what_is_not_given() -> None:
     assert _parse("out=run") == Stage(out=Path("run"))
 

@@ -26,7 +26,7 @@ STAGES = sorted(file for file in CONFIGS.rglob("*") if file.is_file() and file n
 CLASSES = {
     "corpus": ("mpp.shards.layout:ShardOptions", {"source": "images", "out": "shards"}),
     "pretrain": ("mpp.training.pretraining:PretrainConfig", {"shards": "shards", "out": "run"}),
-    "transfer": ("mpp.evaluation.finetune:TransferConfig", {"backbone": "run", "shards": "shards", "out": "results"}),
+    "transfer": ("mpp.evaluation.recipe:TransferConfig", {"backbone": "run", "shards": "shards", "out": "results"}),
     "probe": ("mpp.evaluation.probing:ProbeConfig", {"backbone": "run", "shards": "shards", "out": "results"}),
     "compare": ("mpp.evaluation.plan:CompareConfig", {"shards": "shards", "out": "comparison"}),
 }

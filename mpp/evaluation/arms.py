@@ -79,6 +79,15 @@ class Arm:
     same_flops: bool = False
     changed: tuple[str, ...] = ()  # keys of pretrain that it has of its own
 
+    @property
+    def images(self) -> int:
+        """Return the images that its pretraining sees, views counted."""
+        return 0 if self.recipe is None else self.recipe.steps * self.recipe.global_batch
+
+    def flops(self, num_classes: int | None) -> float:
+        """Return the operations of its pretraining."""
+        return self.images * self.flops_per_image(num_classes)
+
     def flops_per_image(self, num_classes: int | None) -> float:
         """Return the operations of a pretraining step on one image; 0 without pretraining."""
         return 0.0 if self.recipe is None else task_flops(self.recipe.task, self.recipe.vit, num_classes)

@@ -135,7 +135,7 @@ def _backbones(plan: Plan) -> dict[str, str]:
 
 def _conclude(plan: Plan, records: _Records, data: tuple[DataFacts, ...], warnings: list[str]) -> Comparison:
     settings, out = plan.settings, Path(plan.settings.out)
-    flops = {arm.name: arm.flops_per_image(plan.num_classes) * _pretrain_images(arm) for arm in plan.arms}
+    flops = {arm.name: arm.flops(plan.num_classes) for arm in plan.arms}
     finals = {
         (arm.name, labels): [records[Part("final", arm.name, labels, seed)] for seed in settings.seeds]
         for labels in settings.labels_per_class
@@ -209,10 +209,6 @@ def _cost(records: Sequence[Record]) -> Cost:
         float(np.mean([record[name] for record in records])) for name in ("images_seen", "flops", "seconds")
     )
     return Cost(round(images), flops, round(seconds, 3))
-
-
-def _pretrain_images(arm: Arm) -> int:
-    return 0 if arm.recipe is None else arm.recipe.steps * arm.recipe.global_batch
 
 
 def _arm_facts(plan: Plan, arm: Arm) -> ArmFacts:

@@ -23,7 +23,7 @@ from mpp.evaluation.backbones import SCRATCH, load_vit, open_backbone
 from mpp.evaluation.choosing import Choice, Point, best_of, ends, no_choice
 from mpp.evaluation.labelled import ready
 from mpp.evaluation.labels import check_classes, choose_labels, open_splits, read_labels, split_held_out
-from mpp.evaluation.recipe import TransferConfig, TransferRecipe, check_steps
+from mpp.evaluation.recipe import TransferConfig, check_steps
 from mpp.model.encoders import build_encoder
 from mpp.model.flops import flops_per_image
 from mpp.model.mixing import Mixing
@@ -39,8 +39,6 @@ from mpp.training.ema import open_average
 from mpp.training.loop import Plan, Trainer
 from mpp.training.optim import build_optimizer
 from mpp.training.progress import StepProgress
-
-__all__ = ["SCRATCH", "Finetuning", "TransferConfig", "TransferRecipe", "TransferResult", "results_file", "transfer"]
 
 
 class Fitted(NamedTuple):

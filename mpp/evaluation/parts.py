@@ -167,13 +167,11 @@ def _choice_of(plan: Plan, part: Part) -> Part:
 def _pretraining_cost(plan: Plan, part: Part) -> Record:
     """Return what the pretraining took; its seconds are those of its steps, also where it was cut off and continued."""
     arm = plan.arm(part.arm)
-    recipe, folder = arm.recipe, plan.run_folder(arm, part.seed)
-    assert recipe is not None
-    images = recipe.steps * recipe.global_batch
-    lines = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
+    timing = plan.run_folder(arm, part.seed) / "timing.jsonl"
+    lines = [json.loads(line) for line in timing.read_text().splitlines()]
     return {
-        "images_seen": images,
-        "flops": images * arm.flops_per_image(plan.num_classes),
+        "images_seen": arm.images,
+        "flops": arm.flops(plan.num_classes),
         "seconds": round(_seconds(lines), 3),
     }
 

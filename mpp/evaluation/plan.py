@@ -142,11 +142,9 @@ class Plan:
     def _steps_of_same_flops(self, arm: Arm, labels: int | None, seed: int) -> int:
         """Return the steps of fine-tuning that take what pretraining and fine-tuning of the first such arm take."""
         first = next(other for other in self.arms if other.recipe is not None)
-        assert first.recipe is not None
         usual = Finetuning(self.transfer(replace(arm, same_flops=False), labels, seed))
         step = usual.flops_per_step()
-        pretraining = first.flops_per_image(self.num_classes) * first.recipe.steps * first.recipe.global_batch
-        return round(self.settings.transfer.steps + pretraining / step)
+        return round(self.settings.transfer.steps + first.flops(self.num_classes) / step)
 
 
 def make_plan(settings: CompareConfig) -> Plan:

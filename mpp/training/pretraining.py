@@ -179,17 +179,7 @@ class Pretraining:
         """Train, with ``probe`` probing the network as it goes, and write the backbone."""
         settings, trainer, shown = self.settings, self.trainer, self.accelerator.is_main_process
         self.run, guard.samples = run, self.samples
-        if run is not None:
-            run.rewind(self.start)
-            note_baselines(run, self.shards, settings, guard.stops)
-        ceiling = find_ceiling(settings.task, settings.vit, len(self.shards.classes or ()), self.accelerator.device)
-        if run is not None:
-            run.note_environment(ceiling._asdict())
-        clock = Clock(
-            settings.global_batch, self.stream.clock, self.accelerator.num_processes * ceiling.images_per_second
-        )
-        trainer.waits_for_data = lambda step: guard.clock.pause("the data", settings.stream.timeout + _SECONDS_OF_DATA)
-        trainer.computes = guard.clock.step
+        clock = self._prepare(run, guard)
         monitor = self._monitor(probe, run)
         oddities = Oddities(run, settings, self.order, self.accelerator.num_processes, self._save_here)
         with (
@@ -236,6 +226,20 @@ class Pretraining:
                 raise _stopped(guard.stops, settings.steps)
         with guard.clock.paused("the backbone"):
             self._leave()
+
+    def _prepare(self, run: Run | None, guard: Guard) -> Clock:
+        """Note what is known before the first step, and have the guard hear of waits; return the clock of the steps."""
+        settings, trainer = self.settings, self.trainer
+        if run is not None:
+            run.rewind(self.start)
+            note_baselines(run, self.shards, settings, guard.stops)
+        ceiling = find_ceiling(settings.task, settings.vit, len(self.shards.classes or ()), self.accelerator.device)
+        if run is not None:
+            run.note_environment(ceiling._asdict())
+        trainer.waits_for_data = lambda step: guard.clock.pause("the data", settings.stream.timeout + _SECONDS_OF_DATA)
+        trainer.computes = guard.clock.step
+        limit = self.accelerator.num_processes * ceiling.images_per_second
+        return Clock(settings.global_batch, self.stream.clock, limit)
 
     def _monitor(self, probe: Probe | None, run: Run | None) -> Monitor:
         """Return what probes the network, and its average, beyond the step that this process begins at."""

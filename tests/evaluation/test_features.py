@@ -10,9 +10,9 @@ import torch
 from mpp.config import resolve
 from mpp.errors import NumericsError
 from mpp.evaluation.features import Features, extract
-from mpp.evaluation.finetune import TransferConfig
 from mpp.evaluation.frozen import FrozenBackbone, open_frozen
 from mpp.evaluation.labels import labelled_shards, read_labels
+from mpp.evaluation.recipe import TransferConfig
 from mpp.stream.loader import StreamConfig, evaluation_batches
 from mpp.stream.views import ViewConfig
 from mpp.training.devices import open_accelerator

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from forked_runs import ROOT, ForkedRuns, wait_until
-from PIL import Image
 
 from mpp.config import merge, resolve
 from mpp.errors import ConfigError, DataError, MemoryLimitError, Stopped
@@ -34,22 +33,9 @@ Tree = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def hard_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def hard_shards(shards_of_hues: Callable[..., Path]) -> Path:
     """Shards of 8 x 8 images whose class, of 3, is hard to see: accuracies are neither 0 nor 100. Read only."""
-    from mpp.shards.options import ShardOptions
-    from mpp.shards.sharding import shard_corpus
-
-    root = tmp_path_factory.mktemp("hard")
-    random = np.random.RandomState(1)
-    for split, count in (("train", 60), ("test", 45)):
-        for number in range(count):
-            pixels = random.randint(0, 200, (8, 8, 3)).astype(np.uint8)
-            pixels[..., number % 3] += 12
-            folder = root / "images" / split / f"class{number % 3}"
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(folder / f"{number:03d}.png")
-    shard_corpus(ShardOptions(source=str(root / "images"), out=str(root / "set"), shard_samples=10, workers=0))
-    return root / "set"
+    return shards_of_hues("hard", seed=1, noise=200, hue=12, test_images=45)
 
 
 @pytest.fixture(scope="module")
