@@ -9,9 +9,11 @@ from mpp.evaluation.verdict import Row
 from mpp.report.drawing import (
     GRAY,
     HEIGHT,
+    WHITE,
     WIDTH,
     draw_interval,
     finish,
+    is_hollow,
     keep_possible,
     legible,
     look_of,
@@ -53,7 +55,9 @@ def cost_accuracy(rows: Sequence[Row], metric: str, path: Path) -> None:
         for row, place in own:
             draw_interval(axes, place, row, color)
         means = [row.top1.mean for row, _ in own]
-        axes.plot([place for _, place in own], means, marker, color=color, markersize=6, label=legible(arm))
+        face = WHITE if is_hollow(arms, arm) else color
+        places = [place for _, place in own]
+        axes.plot(places, means, marker, color=color, markerfacecolor=face, markersize=6, label=legible(arm))
     axes.set_xscale("log")
     axes.set_xlim(10**low, 10**high)
     ticks = _ticks(low, high)

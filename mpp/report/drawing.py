@@ -47,6 +47,11 @@ def look_of(arms: Sequence[str], arm: str) -> tuple[str, str]:
     return COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
 
 
+def is_hollow(arms: Sequence[str], arm: str) -> bool:
+    """Say whether an earlier arm has this one's colour and marker: it is drawn with hollow markers and dashed lines."""
+    return arms.index(arm) // len(COLORS) % 2 == 1
+
+
 def legible(name: str) -> str:
     """Return a name as matplotlib draws it: broken into lines, cut where it is long, none of it read as a formula."""
     lines = textwrap.wrap(printable(name), _NAME_LENGTH, max_lines=_NAME_LINES, placeholder=" …") or [""]

@@ -14,10 +14,12 @@ from mpp.report.drawing import (
     DASHES,
     GRAY,
     HEIGHT,
+    WHITE,
     WIDTH,
     cycle,
     draw_interval,
     finish,
+    is_hollow,
     keep_possible,
     legible,
     look_of,
@@ -73,7 +75,8 @@ def training_curves(panels: Sequence[Panel], arms: Sequence[str], path: Path) ->
         most = MOST_POINTS // sum(map(len, panel.runs.values())) + 2
         for axes, quantity, up, scale in zip(row, ("loss", "accuracy"), ("loss", "accuracy, %"), (1, 100), strict=True):
             for arm, runs in panel.runs.items():
-                _draw_runs(axes, arm, look_of(arms, arm)[0], runs, quantity, scale, most)
+                line = {"color": look_of(arms, arm)[0], "linestyle": "--" if is_hollow(arms, arm) else "-"}
+                _draw_runs(axes, arm, line, runs, quantity, scale, most)
             flat = {name: value for name, value in panel.baselines.items() if name.endswith(f"_{quantity}")}
             for (name, value), dash in zip(flat.items(), cycle(DASHES, len(flat)), strict=True):
                 label = f"{name.removesuffix(f'_{quantity}').replace('_', ' ')} (no learning)"
@@ -93,7 +96,10 @@ def label_curve(rows: Sequence[Row], metric: str, path: Path) -> None:
         own = sorted((row for row in rows if row.arm == arm), key=lambda row: counts.index(row.labels_per_class))
         places = [counts.index(row.labels_per_class) + DODGE * (number - (len(arms) - 1) / 2) for row in own]
         means = [row.top1.mean for row in own]
-        axes.plot(places, means, color=color, marker=marker, markersize=5, linewidth=1.5, label=legible(arm))
+        look: dict[str, Any] = {"color": color, "marker": marker, "linestyle": "-"}
+        if is_hollow(arms, arm):
+            look |= {"markerfacecolor": WHITE, "linestyle": "--"}
+        axes.plot(places, means, markersize=5, linewidth=1.5, label=legible(arm), **look)
         for place, row in zip(places, own, strict=True):
             draw_interval(axes, place, row, color)
     axes.set_xticks(range(len(counts)), [show_labels(count) for count in counts])
@@ -109,14 +115,14 @@ def label_counts(rows: Sequence[Row]) -> list[int | None]:
 
 
 def _draw_runs(
-    axes: "Axes", arm: str, color: str, runs: Sequence[Lines], quantity: str, scale: float, most: int
+    axes: "Axes", arm: str, line: Mapping[str, Any], runs: Sequence[Lines], quantity: str, scale: float, most: int
 ) -> None:
-    """Draw the runs of an arm in its colour, named once."""
+    """Draw the runs of an arm by lines of its look, named once."""
     label: str | None = legible(arm)
     for lines in runs:
         points = list(_points(lines, quantity, scale, most))
         if points:
-            axes.plot(*zip(*points, strict=True), color=color, linewidth=1.5, label=label)
+            axes.plot(*zip(*points, strict=True), linewidth=1.5, label=label, **line)
             label = None
 
 

@@ -94,3 +94,11 @@ def test_ticks_are_round_few_and_within_the_axis(low: float, width: float) -> No
     assert 1 <= len(ticks) <= max(6, width + 1)
     assert all(float(shown) == tick and shown[0] in "125" for tick, shown in ticks.items())
     assert all(10**low * 0.999 <= tick <= 10 ** (low + width) * 1.001 for tick in ticks)
+
+
+def test_an_eighth_arm_is_not_marked_as_the_first(
+    drawn: list[Figure], result: Callable[..., Row], tmp_path: Path
+) -> None:
+    cost_accuracy([result(f"arm{number}", 5, [50.0]) for number in range(8)], "top-1 accuracy", tmp_path / "cost.svg")
+    marked = [line for line in drawn[0].axes[0].lines if line.get_label().startswith("arm")]
+    assert len({(line.get_color(), line.get_marker(), line.get_markerfacecolor()) for line in marked}) == 8

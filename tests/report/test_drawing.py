@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from mpp.report.drawing import COLORS, cycle, finish, legible, look_of, new_figure, save
+from mpp.report.drawing import COLORS, cycle, finish, is_hollow, legible, look_of, new_figure, save
 
 NAMES = ["<b>&amp;", "$x^2$", "_hidden", "猫", 'a "quoted" name', "\x1b[31m", "long-" * 40, ""]
 
@@ -52,3 +52,8 @@ def test_an_arm_has_its_own_look_whatever_else_is_drawn() -> None:
     assert look_of(arms, "arm1") == (COLORS[1], "s")
     assert look_of(arms, "arm8") == look_of(arms, "arm1")
     assert cycle("ab", 3) == ["a", "b", "a"]
+
+
+def test_arms_of_one_colour_and_marker_differ_in_being_hollow() -> None:
+    arms = [f"arm{number}" for number in range(2 * len(COLORS))]
+    assert len({(*look_of(arms, arm), is_hollow(arms, arm)) for arm in arms}) == len(arms)

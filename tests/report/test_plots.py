@@ -89,3 +89,15 @@ def test_label_curves_put_all_labels_last_and_draw_intervals_where_there_are_see
     intervals = [line.get_ydata().tolist() for line in axes.lines if line.get_label()[0] == "_"]
     assert intervals == [[rows[1].top1.low, rows[1].top1.high]]
     assert axes.get_ylabel() == "top-1 accuracy, % (95 % interval)"
+
+
+def test_an_eighth_arm_is_not_drawn_as_the_first(
+    drawn: list[Figure], tmp_path: Path, result: Callable[..., Row]
+) -> None:
+    arms = [f"arm{number}" for number in range(8)]
+    plots.label_curve([result(arm, 5, [50.0]) for arm in arms], "top-1 accuracy", tmp_path / "labels.svg")
+    lines = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}]
+    plots.training_curves([Panel("pixels", {arm: [lines] for arm in arms}, {})], arms, tmp_path / "curves.svg")
+    labels, training = ([line for line in figure.axes[0].lines if line.get_label()[0] != "_"] for figure in drawn)
+    looks = {(line.get_color(), line.get_marker(), line.get_markerfacecolor()) for line in labels}
+    assert len(looks) == 8 and len({(line.get_color(), line.get_linestyle()) for line in training}) == 8
