@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,14 @@ def data() -> Path:
             f"no real images at {folder}; set MPP_TEST_DATA to a folder with cifar10/, imagenette/, odd-images/"
         )
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c() -> Iterator[None]:
+    """Hear Ctrl-C, in the processes of tests too: shells have jobs in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")
