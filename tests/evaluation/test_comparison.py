@@ -15,6 +15,7 @@ from mpp.evaluation.choosing import Choice
 from mpp.evaluation.comparison import compare
 from mpp.evaluation.finetune import Finetuning, TransferResult
 from mpp.evaluation.plan import CompareConfig
+from mpp.evaluation.statistics import holm, paired_difference
 from mpp.evaluation.verdict import Comparison, Cost
 from mpp.model.encoders import build_encoder
 from mpp.model.families import VitConfig
@@ -107,6 +108,24 @@ def test_every_arm_gets_every_seed_one_rate_and_the_same_budget(undisturbed: tup
     assert masked.difference is not None
     assert masked.difference.mean == pytest.approx(masked.top1.mean - scratch.top1.mean)
     assert (out / "STATUS").read_text() == "finished\n"
+
+
+def test_differences_are_paired_by_seed_and_p_is_corrected_for_all_of_them(
+    tree: dict[str, Any], undisturbed: tuple[Path, Comparison], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed[0], out)
+    accuracies = {"masked": (60.0, 50.0), "supervised": (80.0, 93.0), "scratch": (20.0, 30.0)}
+    for arm, values in accuracies.items():
+        for seed, top1 in enumerate(values):
+            path = out / "parts" / f"final-{arm}-5labels-seed{seed}.json"
+            path.write_text(json.dumps({**json.loads(path.read_text()), "top1": top1}))
+    masked, supervised, scratch = compare(settings(tree, out)).rows
+    assert masked.difference == paired_difference([60.0, 50.0], [20.0, 30.0])
+    assert supervised.difference == paired_difference([80.0, 93.0], [20.0, 30.0])
+    assert [row.top1_by_seed for row in (masked, supervised, scratch)] == list(accuracies.values())
+    assert masked.difference.mean == 30.0 and masked.difference.p is not None and supervised.difference.p is not None
+    assert [masked.p_holm, supervised.p_holm] == holm([masked.difference.p, supervised.difference.p])
 
 
 def test_what_every_arm_cost_is_told_by_stage(undisturbed: tuple[Path, Comparison]) -> None:
